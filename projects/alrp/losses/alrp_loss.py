@@ -1,0 +1,120 @@
+"""Average Localisation-Recall-Precision (aLRP) loss."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .ranking import ErrorDriven, Ranking, rank_positives, result_dtype
+
+
+class ALRPLossOutput(NamedTuple):
+    """What :func:`alrp_loss` returns.
+
+    Attributes:
+        cls: scalar in [0, 1), ``mean_i FP_i / rank_i``; sends its gradient to the logits.
+        loc: scalar >= 0, the localisation part; sends its gradient to the localisation errors.
+        rank: (P,) smoothed rank of each positive in ``targets`` order, without gradient.
+    """
+
+    cls: Tensor
+    loc: Tensor
+    rank: Tensor
+
+
+def alrp_loss(
+    logits: Tensor,
+    targets: Tensor,
+    loc_errors: Tensor,
+    *,
+    delta: float = 1.0,
+    eps: float = 1e-5,
+) -> ALRPLossOutput:
+    """Average LRP loss over all positives of a mini-batch (Oksuz et al., arXiv:2009.13592, Eq. 9).
+
+    ``cls + loc`` is the aLRP value. The gradient of ``cls`` w.r.t. ``logits`` is the paper's
+    error-driven update, which also carries the localisation errors of better ranked positives; it
+    is not the derivative of ``cls``. ``loc`` sends no gradient to ``logits``, ``cls`` none to
+    ``loc_errors``.
+
+    Everything passed in one call is ranked together, so the batch size per process is part of the
+    loss. As published, the sums of ``loc`` run over the hard order of the positives (equal logits:
+    lowest index first) while ``rank`` is smoothed.
+
+    Time is O(S log P), memory O(S); float64 sums throughout.
+
+    Args:
+        logits: (S,) raw scores, any float dtype.
+        targets: (S,) integers; 1 positive, 0 negative, anything else (-1) ignored. An ignored
+            entry may hold any value and gets exactly zero gradient.
+        loc_errors: (P,) localisation errors >= 0, one per positive in the order of
+            ``targets.eq(1).nonzero()``; see :func:`alrp.losses.localization_error`.
+        delta: half width of the linear part of the step, in logit units; > 0.
+        eps: a positive with no more than ``eps`` false positives above it sends no gradient to the
+            logits: there is nothing to swap it with.
+
+    Returns:
+        ALRPLossOutput: float32 for half precision inputs, else the dtype of the inputs. Without
+        positives both parts are 0, with zero gradients.
+
+    Raises:
+        ValueError: on a wrong shape, dtype or length, or ``delta <= 0``.
+        FloatingPointError: if a valid logit or a localisation error is NaN or Inf.
+
+    Example:
+        >>> logits = torch.tensor([2.0, 0.5, -1.0, 1.2], requires_grad=True)
+        >>> output = alrp_loss(logits, torch.tensor([1, 1, 0, 0]), torch.tensor([0.2, 0.6]))
+        >>> (output.cls + output.loc).backward()
+    """
+    if not loc_errors.is_floating_point():
+        raise ValueError(
+            f"loc_errors must be floating point, but are {loc_errors.dtype}; "
+            "pass one localisation error per positive."
+        )
+    ranking = rank_positives(logits, targets, delta, loc_errors)
+    if ranking is None:
+        # Empty sums are exactly 0 even beside an ignored Inf, and keep both inputs in the graph.
+        cls = logits[:0].sum().to(result_dtype(logits))
+        loc = loc_errors.sum().to(result_dtype(loc_errors))
+        return ALRPLossOutput(cls, loc, loc_errors.detach().to(loc.dtype))
+
+    cls = (ranking.false_positives / ranking.rank).mean().to(result_dtype(logits))
+    if logits.requires_grad and torch.is_grad_enabled():
+        errors = _ranking_errors(ranking, loc_errors.detach(), eps)
+        cls = ErrorDriven.apply(logits, cls, ranking.gradient(errors, logits.dtype))
+    loc = (_loc_weights(ranking) * loc_errors).sum().to(result_dtype(loc_errors))
+    return ALRPLossOutput(cls, loc, ranking.rank.to(result_dtype(logits)))
+
+
+def _ranking_errors(ranking: Ranking, loc_errors: Tensor, eps: float) -> Tensor:
+    """(P,) e_i, the aLRP error of a positive beyond its own localisation error (Eq. 10)."""
+    total = ranking.false_positives + ranking.sum_above(loc_errors)
+    return torch.where(ranking.false_positives > eps, total / ranking.rank, 0.0)
+
+
+def _loc_weights(ranking: Ranking) -> Tensor:
+    """(P,) weight of each localisation error in ``loc``.
+
+    With the positives in descending order, ``loc = mean_m (sum_{n <= m} E_n) / rank_m``: E_n counts
+    in every term at or below its own place.
+    """
+    order = torch.argsort(ranking.pos_logits, descending=True, stable=True)
+    weights = (1.0 / ranking.rank[order]).flip(0).cumsum(0).flip(0) / order.numel()
+    return torch.empty_like(weights).scatter_(0, order, weights)
+
+
+class ALRPLoss(nn.Module):
+    """:func:`alrp_loss` with fixed options."""
+
+    def __init__(self, delta: float = 1.0, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.delta = delta
+        self.eps = eps
+
+    def forward(self, logits: Tensor, targets: Tensor, loc_errors: Tensor) -> ALRPLossOutput:
+        return alrp_loss(logits, targets, loc_errors, delta=self.delta, eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"delta={self.delta}, eps={self.eps}"

@@ -1,0 +1,61 @@
+"""Average Precision (AP) loss with interpolated precision."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .ranking import ErrorDriven, rank_positives, result_dtype
+
+
+def ap_loss(logits: Tensor, targets: Tensor, *, delta: float = 1.0) -> Tensor:
+    """AP loss, one minus the mean interpolated precision (Chen et al., arXiv:1904.06373, Alg. 1).
+
+    The precision of a positive is replaced by the best precision at its rank or below, as COCO's AP
+    does. The gradient is the paper's error-driven update, not the derivative of the value.
+
+    Args:
+        logits: (S,) raw scores, any float dtype.
+        targets: (S,) integers; 1 positive, 0 negative, anything else (-1) ignored.
+        delta: half width of the linear part of the step, in logit units; > 0.
+
+    Returns:
+        Tensor: scalar in [0, 1); float32 for half precision logits, else their dtype. Without
+        positives 0, with zero gradients.
+
+    Raises:
+        ValueError: on a wrong shape or dtype, or ``delta <= 0``.
+        FloatingPointError: if a valid logit is NaN or Inf.
+
+    Example:
+        >>> logits = torch.tensor([2.0, 0.5, 1.2], requires_grad=True)
+        >>> ap_loss(logits, torch.tensor([1, 1, 0])).backward()
+    """
+    ranking = rank_positives(logits, targets, delta)
+    if ranking is None:
+        return logits[:0].sum().to(result_dtype(logits))
+
+    ascending = torch.argsort(ranking.pos_logits, stable=True)
+    precision = 1.0 - ranking.false_positives / ranking.rank
+    interpolated = torch.empty_like(precision)
+    interpolated[ascending] = precision[ascending].cummax(0).values
+    # Where no negative is above, the precision is 1 up to the rounding of its own sums.
+    errors = torch.where(ranking.false_positives > 0, (1.0 - interpolated).clamp(min=0.0), 0.0)
+    value = (1.0 - interpolated).mean().to(result_dtype(logits))
+    if not (logits.requires_grad and torch.is_grad_enabled()):
+        return value
+    return ErrorDriven.apply(logits, value, ranking.gradient(errors, logits.dtype))
+
+
+class APLoss(nn.Module):
+    """:func:`ap_loss` with fixed options."""
+
+    def __init__(self, delta: float = 1.0) -> None:
+        super().__init__()
+        self.delta = delta
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return ap_loss(logits, targets, delta=self.delta)
+
+    def extra_repr(self) -> str:
+        return f"delta={self.delta}"

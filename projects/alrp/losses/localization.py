@@ -1,0 +1,56 @@
+"""Localisation error of matched boxes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def localization_error(
+    pred_boxes: Tensor, gt_boxes: Tensor, *, tau: float = 0.5, eps: float = 1e-6
+) -> Tensor:
+    """``(1 - GIoU) / (2 * (1 - tau))`` of each matched pair (arXiv:2009.13592, Sec. 4 and 5).
+
+    GIoU (Rezatofighi et al., arXiv:1902.09630) lies in (-1, 1], so with ``tau`` 0.5 the error lies
+    in [0, 2). It is not clamped: a positive that overlaps its ground truth by less than ``tau``
+    counts for more than 1.
+
+    Args:
+        pred_boxes: (P, 4) XYXY with ``x2 >= x1`` and ``y2 >= y1``, in any frame: GIoU does not
+            change under a shift or a scaling of either axis, apart from ``eps``.
+        gt_boxes: (P, 4) XYXY in the same frame; gets no special treatment and may carry gradient.
+        tau: IoU above which a detection counts as a true positive, in [0, 1).
+        eps: added to the union and to the area of the enclosing box.
+
+    Returns:
+        Tensor: (P,) at least float32.
+
+    Raises:
+        ValueError: on a wrong shape or tau outside [0, 1).
+    """
+    if pred_boxes.dim() != 2 or pred_boxes.shape[1] != 4 or pred_boxes.shape != gt_boxes.shape:
+        raise ValueError(
+            "pred_boxes and gt_boxes must both be (P, 4), but are "
+            f"{tuple(pred_boxes.shape)} and {tuple(gt_boxes.shape)}; pass matched pairs row by row."
+        )
+    if not 0 <= tau < 1:
+        raise ValueError(f"tau must be in [0, 1), but is {tau}; the published value is 0.5.")
+    dtype = torch.promote_types(pred_boxes.dtype, torch.float32)
+    pred_boxes, gt_boxes = pred_boxes.to(dtype), gt_boxes.to(dtype)
+
+    overlap = _area(
+        torch.max(pred_boxes[:, :2], gt_boxes[:, :2]), torch.min(pred_boxes[:, 2:], gt_boxes[:, 2:])
+    )
+    hull = eps + _area(
+        torch.min(pred_boxes[:, :2], gt_boxes[:, :2]), torch.max(pred_boxes[:, 2:], gt_boxes[:, 2:])
+    )
+    areas = _area(pred_boxes[:, :2], pred_boxes[:, 2:]) + _area(gt_boxes[:, :2], gt_boxes[:, 2:])
+    union = areas - overlap + eps
+    giou = overlap / union - (hull - union) / hull
+    return (1.0 - giou) / (2.0 * (1.0 - tau))
+
+
+def _area(top_left: Tensor, bottom_right: Tensor) -> Tensor:
+    """(P,) area between the corners, 0 where they are crossed."""
+    width, height = (bottom_right - top_left).clamp(min=0).unbind(1)
+    return width * height

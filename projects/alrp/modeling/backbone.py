@@ -1,0 +1,64 @@
+"""Backbone of the published RetinaNets."""
+
+from __future__ import annotations
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone import FPN, build_resnet_backbone
+from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class LastLevelP6P7NoReLU(LastLevelP6P7):
+    """P6 from C5 and P7 from P6, without the ReLU that Detectron2 puts between them."""
+
+    def forward(self, c5):
+        p6 = self.p6(c5)
+        return [p6, self.p7(p6)]
+
+
+class RetinaNetFPN(FPN):
+    """FPN with the published initialisation, and batch norm that may stay in eval mode.
+
+    With ``norm_eval``, batch norm of the bottom-up network uses its stored statistics in training
+    as well, while its scale and shift are still trained. Detectron2's ``FrozenBN`` freezes both.
+
+    Args:
+        norm_eval: keep batch norm layers of ``bottom_up`` in eval mode.
+        kwargs: of Detectron2's ``FPN``.
+    """
+
+    def __init__(self, *, norm_eval: bool = False, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.norm_eval = norm_eval
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d) and not name.startswith("bottom_up."):
+                nn.init.xavier_uniform_(module.weight)
+
+    def train(self, mode: bool = True) -> RetinaNetFPN:
+        super().train(mode)
+        if self.norm_eval:
+            for module in self.bottom_up.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+
+@BACKBONE_REGISTRY.register()
+def build_alrp_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> RetinaNetFPN:
+    """ResNet with FPN levels P3 to P5 (or those of ``MODEL.FPN.IN_FEATURES``) and P6, P7.
+
+    ``MODEL.RESNETS.NORM`` "BN" with ``MODEL.ALRP.NORM_EVAL`` reproduces the published recipe.
+    """
+    bottom_up = build_resnet_backbone(cfg, input_shape)
+    out_channels = cfg.MODEL.FPN.OUT_CHANNELS
+    return RetinaNetFPN(
+        norm_eval=cfg.MODEL.ALRP.NORM_EVAL,
+        bottom_up=bottom_up,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=out_channels,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelP6P7NoReLU(bottom_up.output_shape()["res5"].channels, out_channels),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )

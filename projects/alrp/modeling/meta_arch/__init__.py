@@ -1,0 +1,5 @@
+"""Meta-architectures."""
+
+from .alrp_retinanet import ALRPRetinaNet
+
+__all__ = ["ALRPRetinaNet"]
