@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
-from .ranking import ErrorDriven, Ranking, rank_positives, result_dtype
+from .ranking import ErrorDriven, Ranking, checked_logits, rank_positives, result_dtype
 
 
 class ALRPLossOutput(NamedTuple):
@@ -51,7 +50,8 @@ def alrp_loss(
             entry may hold any value and gets exactly zero gradient.
         loc_errors: (P,) localisation errors >= 0, one per positive in the order of
             ``targets.eq(1).nonzero()``; see :func:`alrp.losses.localization_error`.
-        delta: half width of the linear part of the step, in logit units; > 0.
+        delta: half width of the linear part of the step, in logit units; > 0. Rounding errors grow
+            like ``1e-16 * max(abs(logits)) / delta``.
         eps: a positive with no more than ``eps`` false positives above it sends no gradient to the
             logits: there is nothing to swap it with.
 
@@ -68,24 +68,25 @@ def alrp_loss(
         >>> output = alrp_loss(logits, torch.tensor([1, 1, 0, 0]), torch.tensor([0.2, 0.6]))
         >>> (output.cls + output.loc).backward()
     """
-    if not loc_errors.is_floating_point():
+    if loc_errors.dim() != 1 or not loc_errors.is_floating_point():
         raise ValueError(
-            f"loc_errors must be floating point, but are {loc_errors.dtype}; "
-            "pass one localisation error per positive."
+            f"loc_errors must be 1-D and floating point, but are {loc_errors.dtype} of shape "
+            f"{tuple(loc_errors.shape)}; pass one localisation error per positive."
         )
+    logits = checked_logits(logits, targets, delta)
     ranking = rank_positives(logits, targets, delta, loc_errors)
     if ranking is None:
         # Empty sums are exactly 0 even beside an ignored Inf, and keep both inputs in the graph.
-        cls = logits[:0].sum().to(result_dtype(logits))
+        cls = logits[:0].sum()
         loc = loc_errors.sum().to(result_dtype(loc_errors))
         return ALRPLossOutput(cls, loc, loc_errors.detach().to(loc.dtype))
 
-    cls = (ranking.false_positives / ranking.rank).mean().to(result_dtype(logits))
+    cls = (ranking.false_positives / ranking.rank).mean().to(logits.dtype)
     if logits.requires_grad and torch.is_grad_enabled():
         errors = _ranking_errors(ranking, loc_errors.detach(), eps)
         cls = ErrorDriven.apply(logits, cls, ranking.gradient(errors, logits.dtype))
     loc = (_loc_weights(ranking) * loc_errors).sum().to(result_dtype(loc_errors))
-    return ALRPLossOutput(cls, loc, ranking.rank.to(result_dtype(logits)))
+    return ALRPLossOutput(cls, loc, ranking.rank.to(logits.dtype))
 
 
 def _ranking_errors(ranking: Ranking, loc_errors: Tensor, eps: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .ranking import ErrorDriven, rank_positives, result_dtype
+from .ranking import ErrorDriven, checked_logits, rank_positives
 
 
 def ap_loss(logits: Tensor, targets: Tensor, *, delta: float = 1.0) -> Tensor:
@@ -31,9 +31,10 @@ def ap_loss(logits: Tensor, targets: Tensor, *, delta: float = 1.0) -> Tensor:
         >>> logits = torch.tensor([2.0, 0.5, 1.2], requires_grad=True)
         >>> ap_loss(logits, torch.tensor([1, 1, 0])).backward()
     """
+    logits = checked_logits(logits, targets, delta)
     ranking = rank_positives(logits, targets, delta)
     if ranking is None:
-        return logits[:0].sum().to(result_dtype(logits))
+        return logits[:0].sum()
 
     ascending = torch.argsort(ranking.pos_logits, stable=True)
     precision = 1.0 - ranking.false_positives / ranking.rank
@@ -41,7 +42,7 @@ def ap_loss(logits: Tensor, targets: Tensor, *, delta: float = 1.0) -> Tensor:
     interpolated[ascending] = precision[ascending].cummax(0).values
     # Where no negative is above, the precision is 1 up to the rounding of its own sums.
     errors = torch.where(ranking.false_positives > 0, (1.0 - interpolated).clamp(min=0.0), 0.0)
-    value = (1.0 - interpolated).mean().to(result_dtype(logits))
+    value = (1.0 - interpolated).mean().to(logits.dtype)
     if not (logits.requires_grad and torch.is_grad_enabled()):
         return value
     return ErrorDriven.apply(logits, value, ranking.gradient(errors, logits.dtype))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Optional
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -87,8 +86,8 @@ class StepMatrix:
             mass.scatter_add_(0, cells, w)
             moment.scatter_add_(0, cells, offsets * w)
 
-        # sum_k w_k H(key_k - q) = 1 / (2 delta) * integral of N(u) over [q - delta, q + delta], with
-        # N(u) the weight of the keys above u. Per cell the integral is moment + width * N(next knot).
+        # sum_k w_k H(key_k - q) is 1 / (2 delta) times the integral of N(u) over q -+ delta, where
+        # N(u) is the weight of the keys above u: in a cell, moment + width * N(next knot).
         above = _suffix_sum(mass[1:]) - mass[1:]
         area = torch.where(self._covered, moment[1:] + self._width * above, 0.0)
         # N never increases, so summing from the top keeps every partial sum within P times the
@@ -115,9 +114,7 @@ class StepMatrix:
         slope = torch.cat([zero, slope])
 
         result = torch.empty_like(self._keys)
-        blocks = zip(
-            result.split(_BLOCK), self._cells.split(_BLOCK), self._keys.split(_BLOCK)
-        )
+        blocks = zip(result.split(_BLOCK), self._cells.split(_BLOCK), self._keys.split(_BLOCK))
         for out, cells, keys in blocks:
             out.copy_(value[cells] + slope[cells] * self._offsets(cells, keys))
         return result
@@ -178,13 +175,13 @@ class Ranking:
 def rank_positives(
     logits: Tensor, targets: Tensor, delta: float, loc_errors: Optional[Tensor] = None
 ) -> Optional[Ranking]:
-    """Check the inputs of a ranking loss and rank its positives.
+    """Rank the positives of a mini-batch, and check the values of its inputs on the way.
 
     The device is read twice: once for the number of positives together with the checks on
     values, once for the number of negatives within reach of a positive.
 
     Args:
-        logits: (S,) raw scores.
+        logits: (S,) of :func:`checked_logits`.
         targets: (S,) 1 positive, 0 negative, anything else ignored.
         delta: half width of the step.
         loc_errors: (P,) checked to match the positives, if given.
@@ -193,24 +190,22 @@ def rank_positives(
         Ranking: or None if there is no positive.
 
     Raises:
-        ValueError: on a wrong shape, dtype, length or delta.
+        ValueError: if there is not one localisation error per positive.
         FloatingPointError: if a logit that is not ignored, or a localisation error, is not finite.
     """
-    _check_arguments(logits, targets, delta)
     num_positives = _checked_num_positives(logits, targets, loc_errors)
     if num_positives == 0:
         return None
-    scores = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
-    positives = torch.nonzero_static(targets == 1, size=num_positives).squeeze(1)
-    pos_logits = scores[positives].to(accumulation_dtype(scores.device))
+    positives = _true_indices(targets == 1, num_positives)
+    pos_logits = logits[positives].to(accumulation_dtype(logits.device))
 
     # Negatives below the cut have H = 0 for every positive. Rounding the cut down keeps this exact.
-    cut = (pos_logits.min() - delta).to(scores.dtype)
+    cut = (pos_logits.min() - delta).to(logits.dtype)
     cut = torch.nextafter(cut, torch.full_like(cut, -torch.inf))
-    negatives = torch.nonzero((targets == 0) & (scores >= cut)).squeeze(1)
+    negatives = torch.nonzero((targets == 0) & (logits >= cut)).squeeze(1)
 
     among_positives = StepMatrix(pos_logits, pos_logits, delta)
-    among_negatives = StepMatrix(pos_logits, scores[negatives], delta)
+    among_negatives = StepMatrix(pos_logits, logits[negatives], delta)
     # H(0) = 1/2 of each positive against itself is not part of its rank.
     num_above = among_positives.matvec() - 0.5
     false_positives = among_negatives.matvec()
@@ -226,7 +221,15 @@ def rank_positives(
     )
 
 
-def _check_arguments(logits: Tensor, targets: Tensor, delta: float) -> None:
+def checked_logits(logits: Tensor, targets: Tensor, delta: float) -> Tensor:
+    """The logits in at least float32, once shapes, dtypes and delta are known to be right.
+
+    The cast stands outside :class:`ErrorDriven`, because a gradient scaled for mixed precision
+    fits its dtype only after it has been scaled back.
+
+    Raises:
+        ValueError: on a wrong shape, dtype or delta.
+    """
     if logits.dim() != 1 or targets.shape != logits.shape:
         raise ValueError(
             "logits and targets must be 1-D and of one length, but have shapes "
@@ -239,11 +242,12 @@ def _check_arguments(logits: Tensor, targets: Tensor, delta: float) -> None:
             f"targets must be integers in {{1, 0, -1}}, but are {targets.dtype}; "
             "convert them with .to(torch.int8)."
         )
-    if not delta > 0:
+    if not 0 < delta < float("inf"):
         raise ValueError(
-            f"delta must be > 0, but is {delta}; the published value is 1.0, and a tiny one such "
-            "as 1e-3 comes close to hard ranking."
+            f"delta must be > 0 and finite, but is {delta}; the published value is 1.0, and a tiny "
+            "one such as 1e-3 comes close to hard ranking."
         )
+    return logits.to(result_dtype(logits))
 
 
 def _checked_num_positives(logits: Tensor, targets: Tensor, loc_errors: Optional[Tensor]) -> int:
@@ -253,10 +257,10 @@ def _checked_num_positives(logits: Tensor, targets: Tensor, loc_errors: Optional
     if loc_errors is not None:
         facts.append((~torch.isfinite(loc_errors)).sum())
     num_positives, *num_not_finite = torch.stack(facts).tolist()
-    if loc_errors is not None and loc_errors.shape != (num_positives,):
+    if loc_errors is not None and loc_errors.numel() != num_positives:
         raise ValueError(
-            f"loc_errors has {loc_errors.numel()} elements and shape {tuple(loc_errors.shape)} but "
-            f"targets has {num_positives} positives; pass one error per positive, in targets order."
+            f"loc_errors has {loc_errors.numel()} elements but targets has {num_positives} "
+            "positives; pass one error per positive, in targets order."
         )
     for name, tensor, bad in zip(("logits", "loc_errors"), (logits, loc_errors), num_not_finite):
         if bad:
@@ -265,6 +269,14 @@ def _checked_num_positives(logits: Tensor, targets: Tensor, loc_errors: Optional
                 "look for a learning rate that is too high, degenerate boxes, or broken weights."
             )
     return num_positives
+
+
+def _true_indices(mask: Tensor, num_true: int) -> Tensor:
+    """Indices of the ``num_true`` true entries, without asking the device for their number."""
+    try:
+        return torch.nonzero_static(mask, size=num_true).squeeze(1)
+    except (AttributeError, NotImplementedError):  # older PyTorch, or its CUDA build
+        return mask.nonzero().squeeze(1)
 
 
 class ErrorDriven(torch.autograd.Function):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class LastLevelP6P7NoReLU(LastLevelP6P7):
@@ -47,18 +48,23 @@ class RetinaNetFPN(FPN):
 
 @BACKBONE_REGISTRY.register()
 def build_alrp_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> RetinaNetFPN:
-    """ResNet with FPN levels P3 to P5 (or those of ``MODEL.FPN.IN_FEATURES``) and P6, P7.
+    """ResNet with an FPN on ``MODEL.FPN.IN_FEATURES``, and P6 and P7 if the head reads them.
 
     ``MODEL.RESNETS.NORM`` "BN" with ``MODEL.ALRP.NORM_EVAL`` reproduces the published recipe.
     """
     bottom_up = build_resnet_backbone(cfg, input_shape)
     out_channels = cfg.MODEL.FPN.OUT_CHANNELS
+    top_block = None
+    if {"p6", "p7"} & set(cfg.MODEL.RETINANET.IN_FEATURES):
+        # Unread, it would be a parameter without gradient, which DistributedDataParallel refuses.
+        c5_channels = bottom_up.output_shape()["res5"].channels
+        top_block = LastLevelP6P7NoReLU(c5_channels, out_channels)
     return RetinaNetFPN(
         norm_eval=cfg.MODEL.ALRP.NORM_EVAL,
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=out_channels,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelP6P7NoReLU(bottom_up.output_shape()["res5"].channels, out_channels),
+        top_block=top_block,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )

@@ -14,9 +14,10 @@ the published rules leave a tie open, the lowest index wins, so that runs can be
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from detectron2.structures import Boxes, pairwise_iou
 from detectron2.structures.boxes import matched_pairwise_iou
-from torch import Tensor
 
 # At most this many distances are held at a time.
 _BLOCK = 1 << 22
@@ -65,9 +66,7 @@ class ATSSMatcher:
         # An anchor kept by several ground truths goes to the one it overlaps most.
         best_iou = ious.new_zeros(num_anchors).scatter_reduce_(0, anchor_idxs, ious, "amax")
         winner = ious == best_iou[anchor_idxs]
-        matched_idxs.fill_(num_gt).scatter_reduce_(
-            0, anchor_idxs[winner], gt_idxs[winner], "amin"
-        )
+        matched_idxs.fill_(num_gt).scatter_reduce_(0, anchor_idxs[winner], gt_idxs[winner], "amin")
         match_labels[anchor_idxs] = 1
         matched_idxs[matched_idxs == num_gt] = 0
         return matched_idxs, match_labels

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from typing import Optional
-
 import torch
-from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from detectron2.utils.events import get_event_storage, has_event_storage
 
 from ..losses import SelfBalance, alrp_loss, ap_loss, localization_error
 

@@ -1,0 +1,77 @@
+"""Datasets in COCO's detection format, named by the config instead of by code."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+from ...errors import UserError
+
+__all__ = ["coco_format_names", "register_coco_format"]
+
+_SHAPE = '["my_train", "path/to/train.json", "path/to/images"]'
+
+
+def register_coco_format(cfg: CfgNode) -> None:
+    """Register every ``[name, annotation_json, image_folder]`` of ``DATASETS.COCO_FORMAT``.
+
+    Paths may hold environment variables (``$NAME``, ``${NAME}``) and ``~``; relative ones are taken
+    from the current directory. Files are not opened here. Registering the same triple again does
+    nothing, so that worker processes can repeat the call.
+
+    Raises:
+        UserError: on a malformed entry, an unset environment variable, or a name that another
+            dataset has.
+    """
+    for i, entry in enumerate(cfg.DATASETS.COCO_FORMAT):
+        where = f"DATASETS.COCO_FORMAT entry {i + 1}"
+        name, annotation_json, image_folder = _checked_triple(entry, where)
+        _register(name, _expanded(annotation_json, where), _expanded(image_folder, where), where)
+
+
+def coco_format_names(cfg: CfgNode) -> list[str]:
+    """Dataset names in ``DATASETS.COCO_FORMAT``, in order."""
+    return [entry[0] for entry in cfg.DATASETS.COCO_FORMAT]
+
+
+def _checked_triple(entry: object, where: str) -> tuple[str, str, str]:
+    if (
+        not isinstance(entry, (list, tuple))
+        or len(entry) != 3
+        or not all(isinstance(part, str) and part for part in entry)
+    ):
+        raise UserError(
+            f"{where}: expected three non-empty strings such as {_SHAPE}, but got {entry!r}; "
+            "write the dataset's name, its annotation file and its image folder."
+        )
+    return tuple(entry)
+
+
+def _expanded(path: str, where: str) -> str:
+    """Absolute form of ``path`` with ``~`` and environment variables replaced."""
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    left = re.search(r"\$(\w+|\{[^}]*\})", expanded)
+    if left:
+        variable = left.group(1).strip("{}")
+        raise UserError(
+            f"{where}: the path {path!r} needs the environment variable {variable}, which is not "
+            f"set; run `export {variable}=/path/to/folder` first or write the path out."
+        )
+    return os.path.abspath(expanded)
+
+
+def _register(name: str, annotation_json: str, image_folder: str, where: str) -> None:
+    if name not in DatasetCatalog:
+        register_coco_instances(name, {}, annotation_json, image_folder)
+        return
+    metadata = MetadataCatalog.get(name)
+    present = metadata.get("json_file"), metadata.get("image_root")
+    if present != (annotation_json, image_folder):
+        raise UserError(
+            f"{where}: the name {name!r} already belongs to another dataset (annotations "
+            f"{present[0]}, images {present[1]}); choose a name of its own for {annotation_json}."
+        )

@@ -1,0 +1,99 @@
+"""Checkpoints that are checked when loaded."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+import torch
+
+from detectron2.checkpoint import DetectionCheckpointer
+
+from ..errors import UserError
+
+
+class CheckedCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, which refuses what it would only warn of.
+
+    Args:
+        model, save_dir, checkpointables: of :class:`DetectionCheckpointer`.
+        complete: whether a checkpoint must hold every tensor of the model in its shape, as for
+            evaluation and resuming. Otherwise (a backbone or another task to start training
+            from) at least one tensor must fit.
+    """
+
+    def __init__(self, model, save_dir="", *, complete: bool = True, **checkpointables) -> None:
+        super().__init__(model, save_dir, **checkpointables)
+        self.complete = complete
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As the parent; a checkpoint resumed from must be complete."""
+        self.complete = self.complete or (resume and self.has_checkpoint())
+        return super().resume_or_load(path, resume=resume)
+
+    def load(self, path: str, *args, **kwargs) -> dict[str, Any]:
+        """As the parent.
+
+        Raises:
+            UserError: if the file is missing, unreadable, of another model, or not finite.
+        """
+        try:
+            return super().load(path, *args, **kwargs)
+        except UserError:
+            raise
+        except (AssertionError, OSError) as error:
+            raise UserError(
+                f"checkpoint {path}: {error} Set MODEL.WEIGHTS to an existing file, or to '' to "
+                "start training from random weights."
+            ) from error
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        try:
+            return super()._load_file(filename)
+        except OSError:
+            raise
+        except Exception as error:  # torch.load and pickle document no common exception
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"checkpoint {filename} cannot be read ({reason}); it may be truncated or not a "
+                "PyTorch checkpoint. Copy or download it again."
+            ) from error
+
+    def _load_model(self, checkpoint: dict[str, Any]):
+        for name, value in checkpoint["model"].items():
+            tensor = torch.as_tensor(value)
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise UserError(
+                    f"checkpoint: tensor {name} holds NaN or Inf, so the training that wrote it "
+                    "had diverged; use an earlier checkpoint or a lower learning rate."
+                )
+        num_tensors = len(checkpoint["model"])
+        incompatible = super()._load_model(checkpoint)
+        missing = list(incompatible.missing_keys)
+        misshapen = [
+            f"{name} {tuple(found)} instead of {tuple(expected)}"
+            for name, found, expected in incompatible.incorrect_shapes
+        ]
+        unexpected = list(incompatible.unexpected_keys)
+        num_loaded = num_tensors - len(misshapen) - len(unexpected)
+        if num_loaded <= 0 or (self.complete and (missing or misshapen)):
+            raise UserError(
+                "checkpoint does not fit the model: "
+                f"{num_loaded} tensors fit, {_some('missing', missing)}, "
+                f"{_some('of another shape', misshapen)}, {_some('unknown', unexpected)}. Use the "
+                "config the checkpoint was trained with (architecture, backbone, NUM_CLASSES)."
+            )
+        return incompatible
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """As the parent, but a kill in between leaves the old tag instead of an empty one."""
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        with open(path + ".tmp", "w") as f:
+            f.write(last_filename_basename)
+        os.replace(path + ".tmp", path)
+
+
+def _some(what: str, items: list[str]) -> str:
+    """Like "12 missing (a, b, ...)"."""
+    if not items:
+        return f"0 {what}"
+    return f"{len(items)} {what} ({', '.join(items[:3])}{', ...' if len(items) > 3 else ''})"

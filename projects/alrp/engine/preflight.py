@@ -1,0 +1,232 @@
+"""Checks of config and datasets that run before any output folder or worker process is made.
+
+A run that would stop with a puzzling error after minutes of loading, or train on nonsense, is to
+stop at once with messages that say where the mistake is and how to mend it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from typing import Iterable, Optional
+import torch
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import builtin
+
+from ..data.datasets.coco_check import CocoSummary, Finding, check_coco_dataset
+from ..data.datasets.coco_format import coco_format_names
+from ..errors import UserError
+
+__all__ = ["Finding", "check", "report"]
+
+_LOGGER = logging.getLogger(__name__)
+
+# Part of MODEL.META_ARCHITECTURE -> node of MODEL whose NUM_CLASSES it reads.
+_CLASS_COUNT_NODES = {"Retina": "RETINANET", "Fovea": "FOVEABOX", "RCNN": "ROI_HEADS"}
+
+# Published learning rates at a total batch of 32 images, by MODEL.ALRP.LOSS_TYPE.
+_PUBLISHED_BATCH = 32
+_PUBLISHED_LR = {"alrp": 0.008, "ap": 0.002}
+_LR_TOLERANCE = 4.0
+
+
+def check(cfg: CfgNode, *, for_training: bool, world_size: int = 1) -> list[Finding]:
+    """Look for mistakes in a config and in the files of its datasets.
+
+    ``register_coco_format(cfg)`` must have been called. In training, DATASETS.TRAIN and
+    DATASETS.TEST are checked (the run ends with an evaluation), otherwise DATASETS.TEST only.
+
+    Args:
+        cfg: full config.
+        for_training: whether the run trains, or only evaluates.
+        world_size: total number of processes, one per GPU.
+
+    Returns:
+        list[Finding]: empty if all is well.
+    """
+    findings = _check_names(cfg, for_training)
+    train_names = set(cfg.DATASETS.TRAIN) if for_training else set()
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST] if for_training else list(cfg.DATASETS.TEST)
+    summaries = {
+        name: _summary(name, cfg, name in train_names)
+        for name in dict.fromkeys(names)
+        if name in DatasetCatalog
+    }
+    for summary in summaries.values():
+        findings += summary.findings
+    findings += _check_classes(cfg, {name: s.class_names for name, s in summaries.items()})
+    if for_training:
+        findings += _check_labelled(cfg, [s for n, s in summaries.items() if n in train_names])
+        findings += _check_solver(cfg, world_size) + _check_learning_rate(cfg)
+    return findings + _check_device(cfg, for_training)
+
+
+def report(findings: Iterable[Finding]) -> None:
+    """Log the warnings; raise one UserError that lists all errors, if there are any."""
+    findings = list(findings)
+    errors = [_paragraph(finding) for finding in findings if finding.severity == "error"]
+    for finding in findings:
+        if finding.severity == "warning":
+            _LOGGER.warning(_paragraph(finding))
+    if errors:
+        count = "1 mistake was" if len(errors) == 1 else f"{len(errors)} mistakes were"
+        raise UserError("\n\n".join([f"{count} found before the start.", *errors]))
+
+
+def _paragraph(finding: Finding) -> str:
+    return f"{finding.where}: {finding.what}\n  To fix: {finding.fix}."
+
+
+def _check_names(cfg: CfgNode, for_training: bool) -> list[Finding]:
+    """The datasets of the run are named and registered."""
+    keys = ["TRAIN", "TEST"] if for_training else ["TEST"]
+    findings = []
+    if not cfg.DATASETS[keys[0]]:
+        what = f"expected at least one dataset to {'train on' if for_training else 'evaluate on'}"
+        fix = f"""name one, for example DATASETS.{keys[0]} "('my_dataset',)\""""
+        findings.append(Finding("error", f"DATASETS.{keys[0]}", what + ", but got none", fix))
+    own = coco_format_names(cfg)
+    for key in keys:
+        for name in cfg.DATASETS[key]:
+            if name in DatasetCatalog:
+                continue
+            close = difflib.get_close_matches(name, list(DatasetCatalog.keys()))
+            what = f"no dataset {name!r} is registered; DATASETS.COCO_FORMAT has {own or 'none'}"
+            fix = f"write {' or '.join(map(repr, close))} if meant, or " if close else ""
+            fix += f"add ['{name}', 'annotations.json', 'image_folder'] to DATASETS.COCO_FORMAT"
+            findings.append(Finding("error", f"DATASETS.{key}", what, fix))
+    return findings
+
+
+def _summary(name: str, cfg: CfgNode, for_training: bool) -> CocoSummary:
+    """Summary of a registered dataset; without findings where its files are not COCO's."""
+    metadata = MetadataCatalog.get(name)
+    json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
+    is_local = json_file and "://" not in json_file
+    if not is_local or not image_root or metadata.get("evaluator_type") != "coco":
+        _LOGGER.info("Dataset %r is not in COCO's detection format: files not checked.", name)
+        names = metadata.get("thing_classes")
+        # That it holds a labelled image is taken on trust.
+        return CocoSummary([], tuple(names) if names else None, 1, 1)
+    # COCO's own training set has two boxes of zero height, which the loader drops.
+    published = {n for splits in builtin._PREDEFINED_SPLITS_COCO.values() for n in splits}
+    return check_coco_dataset(
+        name,
+        json_file,
+        image_root,
+        for_training=for_training,
+        tolerate_bad_boxes=name in published,
+    )
+
+
+def _class_count(cfg: CfgNode) -> Optional[tuple[str, int]]:
+    """Config key of the number of classes and its value; None for an unknown architecture."""
+    for part, node in _CLASS_COUNT_NODES.items():
+        if part in cfg.MODEL.META_ARCHITECTURE and node in cfg.MODEL:
+            return f"MODEL.{node}.NUM_CLASSES", cfg.MODEL[node].NUM_CLASSES
+    return None
+
+
+def _check_classes(cfg: CfgNode, class_names: dict) -> list[Finding]:
+    """All datasets have the same classes in the same order, as many as the model."""
+    findings = []
+    known = {name: classes for name, classes in class_names.items() if classes is not None}
+    if not known:
+        return []
+    first, expected = next(iter(known.items()))
+    count = _class_count(cfg)
+    if count and count[1] != len(expected):
+        what = f"the model has {count[1]} classes, but dataset {first!r} has {len(expected)} "
+        what += f"({_shortened(expected)})"
+        findings.append(Finding("error", count[0], what, f"set {count[0]} {len(expected)}"))
+    for name, classes in known.items():
+        if classes != expected:
+            what = (
+                f"expected the categories of dataset {first!r} by ascending id "
+                f"({_shortened(expected)}), but got {_shortened(classes)}"
+            )
+            fix = "give both annotation files the same 'categories', with the same ids"
+            findings.append(Finding("error", f"dataset {name!r}", what, fix))
+    return findings
+
+
+def _shortened(names: tuple[str, ...]) -> str:
+    return (
+        ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:8])}, ... {len(names)} in all"
+    )
+
+
+def _check_labelled(cfg: CfgNode, summaries: list[CocoSummary]) -> list[Finding]:
+    """The training datasets together hold something to learn."""
+    if not summaries or any(summary.class_names is None for summary in summaries):
+        return []  # unreadable, and reported so, or not in COCO's format
+    num_images = sum(summary.num_images for summary in summaries)
+    num_labelled = sum(summary.num_labelled for summary in summaries)
+    filters = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    if num_labelled == 0:
+        what = f"none of the {num_images} images has an annotation that is not a crowd"
+        what = f"no usable image: {what}" if filters else f"no positives: {what}"
+        fix = "name annotation files with boxes; 'iscrowd' must be 0 for ordinary objects"
+        return [Finding("error", "DATASETS.TRAIN", what, fix)]
+    if filters and num_labelled < num_images:
+        what = f"{num_images - num_labelled} of {num_images} images have no boxes and are left out"
+        fix = "set DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train on them too"
+        return [Finding("warning", "DATASETS.TRAIN", what, fix)]
+    return []
+
+
+def _check_solver(cfg: CfgNode, world_size: int) -> list[Finding]:
+    """Batch and processes fit together; learning rate steps lie within the schedule."""
+    findings = []
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    # With a reference, Detectron2's trainer scales the batch to the number of processes.
+    processes = cfg.SOLVER.REFERENCE_WORLD_SIZE or world_size
+    if batch < 1 or batch % processes:
+        below, above = batch // processes * processes, (batch // processes + 1) * processes
+        what = f"expected a positive multiple of the {processes} process(es), but got {batch}"
+        fix = f"set SOLVER.IMS_PER_BATCH {above if below < 1 else f'{below} or {above}'}"
+        fix += ", or use another number of GPUs"
+        findings.append(Finding("error", "SOLVER.IMS_PER_BATCH", what, fix))
+    late = [step for step in cfg.SOLVER.STEPS if step >= cfg.SOLVER.MAX_ITER]
+    if late:
+        what = f"the learning rate steps {late} lie at or beyond the end, iteration "
+        what += f"{cfg.SOLVER.MAX_ITER} (SOLVER.MAX_ITER), and never happen"
+        fix = 'scale the steps with SOLVER.MAX_ITER, or set SOLVER.STEPS "()"'
+        findings.append(Finding("warning", "SOLVER.STEPS", what, fix))
+    return findings
+
+
+def _check_learning_rate(cfg: CfgNode) -> list[Finding]:
+    """The learning rate is not far from the published one for this batch."""
+    uses_sgd = cfg.SOLVER.get("OPTIMIZER", "SGD").upper() == "SGD"
+    loss = cfg.MODEL.ALRP.LOSS_TYPE if "ALRP" in cfg.MODEL else "alrp"
+    if not cfg.MODEL.META_ARCHITECTURE.startswith("ALRP") or not uses_sgd:
+        return []
+    published, batch, lr = _PUBLISHED_LR.get(loss), cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR
+    if published is None or batch < 1:
+        return []
+    expected = published * batch / _PUBLISHED_BATCH
+    if expected / _LR_TOLERANCE <= lr <= expected * _LR_TOLERANCE:
+        return []
+    what = (
+        f"{lr:g} is far from {expected:g}, the published {published:g} for {_PUBLISHED_BATCH} "
+        f"images scaled to SOLVER.IMS_PER_BATCH {batch}; ranking losses are sensitive to it"
+    )
+    return [Finding("warning", "SOLVER.BASE_LR", what, f"try SOLVER.BASE_LR {expected:g}")]
+
+
+def _check_device(cfg: CfgNode, for_training: bool) -> list[Finding]:
+    findings = []
+    device = cfg.MODEL.DEVICE
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        what = f"{device!r} was asked for, but PyTorch finds no GPU on this machine"
+        fix = "set MODEL.DEVICE cpu, or install a PyTorch build and driver that see the GPU"
+        findings.append(Finding("error", "MODEL.DEVICE", what, fix))
+    if for_training and cfg.SOLVER.AMP.ENABLED and device == "cpu":
+        what = "automatic mixed precision needs a GPU, but MODEL.DEVICE is cpu"
+        findings.append(
+            Finding("error", "SOLVER.AMP.ENABLED", what, "set SOLVER.AMP.ENABLED False")
+        )
+    return findings

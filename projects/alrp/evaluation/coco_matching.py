@@ -1,0 +1,214 @@
+"""Matching of detections to ground truths by the official COCOeval, in the form LRP needs.
+
+Naming: a *pair* is one image and one class, numbered class-major; COCO matches inside pairs only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import numpy as np
+from collections.abc import Iterable
+from typing import NamedTuple
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from .coco_input import (
+    Boxes,
+    DetectionColumns,
+    category_names,
+    detection_boxes,
+    ground_truth_boxes,
+    ids_in_order,
+)
+from .lrp import OptimalLRP, optimal_lrp
+
+__all__ = ["ClassMatches", "evaluate_lrp", "match_detections"]
+
+ALL_AREAS = (0.0, 1e10)
+
+
+class ClassMatches(NamedTuple):
+    """Matches of one class over all images, the arguments of :func:`optimal_lrp`.
+
+    Its D detections are ordered by image id, then by descending score. ``scores`` (D,) float64;
+    ``matched_ious`` (D,) float64 in [tau, 1], NaN where unmatched; ``ignored`` (D,) bool;
+    ``num_gt`` ground truths that are not ignored.
+    """
+
+    scores: np.ndarray
+    matched_ious: np.ndarray
+    ignored: np.ndarray
+    num_gt: int
+
+
+def match_detections(
+    dataset: dict,
+    results: list | DetectionColumns,
+    *,
+    tau: float = 0.5,
+    max_dets: int = 100,
+    area_range: tuple[float, float] = ALL_AREAS,
+    image_ids: Iterable | None = None,
+) -> dict:
+    """Match detections to ground truths of the same image and class, as COCO does.
+
+    Args:
+        dataset: ground truth in COCO format (``images``, ``categories``, ``annotations``). Ids may
+            be any sortable values, also 0; annotation ids are not used. Not modified.
+        results: COCO result list: dicts with ``image_id``, ``category_id``, ``bbox`` (XYWH absolute
+            pixels) and ``score``, or the same by columns; may be empty. Not modified.
+        tau: IoU at which a detection may match, in (0, 1).
+        max_dets: best-scoring detections kept per image and class, >= 1.
+        area_range: areas in square pixels, both ends included; ground truths (``area`` field) and
+            unmatched detections (width x height) outside are ignored.
+        image_ids: images to evaluate; all of them if None.
+    Returns:
+        dict: :class:`ClassMatches` of every class by id, in ascending order of the ids.
+    Raises:
+        UserError: on malformed input, with the position of the first mistake.
+        ValueError: on an argument outside its range.
+    """
+    _check_arguments(tau, max_dets, area_range)
+    all_image_ids = ids_in_order(dataset, "images")
+    category_ids = ids_in_order(dataset, "categories")
+    ground_truths = ground_truth_boxes(dataset, all_image_ids, category_ids)
+    detections = detection_boxes(results, all_image_ids, category_ids)
+    if image_ids is not None:
+        wanted = set(image_ids)
+        chosen = np.array([image_id in wanted for image_id in all_image_ids], dtype=bool)
+        ground_truths = ground_truths.select(chosen[ground_truths.image])
+        detections = detections.select(chosen[detections.image])
+
+    gt_pairs = ground_truths.category * len(all_image_ids) + ground_truths.image
+    det_pairs = detections.category * len(all_image_ids) + detections.image
+    kept = _ranked_and_capped(det_pairs, detections.extra, max_dets)
+    detections, det_pairs = detections.select(kept), det_pairs[kept]
+
+    # What COCOeval says about a detection without candidates needs no matching; most have none.
+    matched_ious = np.full(det_pairs.size, np.nan)
+    ignored = _outside(detections.xywh[:, 2] * detections.xywh[:, 3], area_range)
+    pairs, gt_pairs = np.unique(gt_pairs, return_inverse=True)
+    num_gt = np.zeros(pairs.size, dtype=np.int64)
+    if pairs.size:
+        numbers = np.searchsorted(pairs, det_pairs).clip(max=pairs.size - 1)
+        has_candidates = pairs[numbers] == det_pairs
+        matched_ious[has_candidates], ignored[has_candidates], num_gt = _match_pairs(
+            (ground_truths, gt_pairs),
+            (detections.select(has_candidates), numbers[has_candidates]),
+            (tau, max_dets, area_range),
+        )
+    return _by_class(
+        category_ids,
+        (detections.category, detections.extra, matched_ious, ignored),
+        np.bincount(pairs // max(1, len(all_image_ids)), num_gt, minlength=len(category_ids)),
+    )
+
+
+def evaluate_lrp(
+    dataset: dict, results: list | DetectionColumns, *, tau: float = 0.5, **match_options
+) -> dict[str, OptimalLRP]:
+    """Optimal LRP of every class by name, in ascending order of the class ids.
+
+    Args:
+        dataset, results, tau, match_options: see :func:`match_detections`.
+    Raises:
+        UserError: on malformed input, or two classes of the same name.
+    """
+    names = category_names(dataset)
+    matches = match_detections(dataset, results, tau=tau, **match_options)
+    return {names[category]: optimal_lrp(*match, tau=tau) for category, match in matches.items()}
+
+
+def _check_arguments(tau: float, max_dets: int, area_range: tuple[float, float]) -> None:
+    if not 0.0 < tau < 1.0:
+        raise ValueError(f"tau must lie strictly between 0 and 1, got {tau}.")
+    if max_dets < 1:
+        raise ValueError(f"max_dets must be at least 1, got {max_dets}.")
+    if area_range[0] > area_range[1]:
+        raise ValueError(f"area_range must be (lowest, highest), got {tuple(area_range)}.")
+
+
+def _ranked_and_capped(pairs: np.ndarray, scores: np.ndarray, max_dets: int) -> np.ndarray:
+    """Positions of the ``max_dets`` best detections of each pair, by pair, then by rank."""
+    order = np.lexsort((-scores, pairs))  # stable: equal scores keep their order in the file
+    sorted_pairs = pairs[order]
+    rank = np.arange(order.size) - np.searchsorted(sorted_pairs, sorted_pairs, side="left")
+    return order[rank < max_dets]
+
+
+def _match_pairs(ground_truths, detections, settings):
+    """Run COCOeval over G ground truths and D ranked detections, each given with its pair number.
+
+    Every pair enters as an "image" of its own with a single class. That gives COCOeval the same
+    boxes to match, but spares it the many pairs in which there is nothing to match. Ids are
+    renumbered from 1, since it takes the id 0 for "no match".
+
+    Returns:
+        (D,) matched IoU or NaN, (D,) ignored, (pairs,) number of ground truths not ignored.
+    """
+    tau, max_dets, area_range = settings
+    gt_order = np.argsort(ground_truths[1], kind="stable")  # by pair, in file order inside
+    gt, gt_pairs = ground_truths[0].select(gt_order), ground_truths[1][gt_order]
+    num_pairs = int(gt_pairs[-1]) + 1
+    first_id = np.searchsorted(gt_pairs, np.arange(num_pairs)) + 1
+    det, det_pairs = detections
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco_eval = COCOeval(
+            _coco_api(gt, gt_pairs, area=gt.extra[:, 0], iscrowd=gt.extra[:, 1].astype(np.int64)),
+            _coco_api(det, det_pairs, area=det.xywh[:, 2] * det.xywh[:, 3], score=det.extra),
+            "bbox",
+        )
+        coco_eval.params.imgIds = list(range(num_pairs))
+        coco_eval.params.catIds = [1]
+        coco_eval.params.iouThrs = np.array([tau])
+        coco_eval.params.areaRng = [list(area_range)]
+        coco_eval.params.maxDets = [max_dets]
+        coco_eval.evaluate()
+    matched_ids = [result["dtMatches"][0].astype(np.int64) for result in coco_eval.evalImgs]
+    matched_ious = []
+    for pair, ids in enumerate(matched_ids):
+        ious = np.full(ids.size, np.nan)
+        rows = np.flatnonzero(ids)
+        if rows.size:
+            ious[rows] = coco_eval.ious[pair, 1][rows, ids[rows] - first_id[pair]]
+        matched_ious.append(ious)
+    ignored = [result["dtIgnore"][0].astype(bool) for result in coco_eval.evalImgs]
+    num_gt = [np.count_nonzero(result["gtIgnore"] == 0) for result in coco_eval.evalImgs]
+    return np.concatenate(matched_ious), np.concatenate(ignored), np.array(num_gt)
+
+
+def _coco_api(boxes: Boxes, pairs: np.ndarray, **columns: np.ndarray) -> COCO:
+    """In-memory COCO object with one "image" per pair; ids are positions + 1."""
+    names = ("id", "image_id", "category_id", "bbox", *columns)
+    rows = zip(
+        range(1, pairs.size + 1),
+        pairs.tolist(),
+        np.ones(pairs.size, dtype=np.int64).tolist(),
+        boxes.xywh.tolist(),
+        *(column.tolist() for column in columns.values()),
+    )
+    api = COCO()
+    api.dataset = {
+        "images": [{"id": pair} for pair in np.unique(pairs).tolist()],
+        "categories": [{"id": 1}],
+        "annotations": [dict(zip(names, row)) for row in rows],
+    }
+    api.createIndex()
+    return api
+
+
+def _outside(areas: np.ndarray, area_range: tuple[float, float]) -> np.ndarray:
+    return (areas < area_range[0]) | (areas > area_range[1])
+
+
+def _by_class(category_ids: list, columns: tuple, num_gt: np.ndarray) -> dict:
+    category, *columns = columns
+    bounds = np.searchsorted(category, np.arange(len(category_ids) + 1))
+    return {
+        category_id: ClassMatches(
+            *(column[bounds[index] : bounds[index + 1]] for column in columns),
+            num_gt=int(num_gt[index]),
+        )
+        for index, category_id in enumerate(category_ids)
+    }

@@ -1,0 +1,134 @@
+"""Detectron2 evaluator that reports the LRP error beside COCO's average precision."""
+
+from __future__ import annotations
+
+import logging
+import numpy as np
+import os
+
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import BoxMode
+
+from ..errors import UserError
+from .coco_input import DetectionColumns, category_names
+from .coco_matching import evaluate_lrp
+from .report import METRICS, lrp_summary, lrp_table, write_summary
+
+__all__ = ["LRPEvaluator"]
+
+
+class LRPEvaluator(COCOEvaluator):
+    """Evaluate box detections by optimal LRP, under the task key ``"lrp"``.
+
+    Use it next to a :class:`COCOEvaluator` in ``DatasetEvaluators``. The results are
+    ``{"lrp": {"oLRP", "oLRP_Loc", "oLRP_FP", "oLRP_FN", "oLRP-<class>", "threshold-<class>"}}`` in
+    percent, NaN if undefined; thresholds are scores. As with the parent class, they are ``{}``
+    off the main process, without predictions, and for a dataset without annotations. An image in
+    which nothing was found is a prediction too: a model that finds nothing has an oLRP of 100.
+
+    With ``output_dir`` the numbers, and the components of every class, go to ``lrp_results.json``
+    there. The predictions themselves are left to :class:`COCOEvaluator` to save.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks=None,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        tau: float = 0.5,
+        max_dets_per_image: int | None = None,
+        allow_cached_coco: bool = True,
+    ):
+        """
+        Args:
+            dataset_name, distributed, output_dir, allow_cached_coco: see :class:`COCOEvaluator`.
+            tasks: None or ``("bbox",)``; LRP of masks and keypoints is not provided.
+            tau: IoU a detection needs to count as correct, in (0, 1).
+            max_dets_per_image: best-scoring detections kept per image and class; 100 if None.
+        Raises:
+            ValueError: on another task or an argument outside its range.
+            UserError: if two classes of the dataset have the same name.
+        """
+        if tasks is not None and tuple(tasks) != ("bbox",):
+            raise ValueError(
+                f"LRPEvaluator evaluates boxes, got tasks {tuple(tasks)}; pass None or ('bbox',)."
+            )
+        if not 0.0 < tau < 1.0:
+            raise ValueError(f"LRPEvaluator: tau must lie strictly between 0 and 1, got {tau}.")
+        if max_dets_per_image is not None and max_dets_per_image < 1:
+            raise ValueError(
+                f"LRPEvaluator: max_dets_per_image must be at least 1, got {max_dets_per_image}."
+            )
+        super().__init__(
+            dataset_name,
+            ("bbox",),
+            distributed,
+            output_dir,
+            max_dets_per_image=max_dets_per_image,
+            use_fast_impl=False,
+            allow_cached_coco=allow_cached_coco,
+        )
+        self._logger = logging.getLogger(__name__)
+        self._tau = tau
+        # The parent saves predictions where it finds an output directory; once is enough.
+        self._lrp_output_dir, self._output_dir = output_dir, None
+        if self._do_evaluation:
+            category_names(self._coco_api.dataset)  # a clash of names must not surface hours later
+
+    def process(self, inputs, outputs):
+        """See the parent; keeps (boxes XYWH, scores, classes) arrays instead of a dict per box."""
+        for image, output in zip(inputs, outputs):
+            if "instances" not in output:
+                continue
+            instances = output["instances"].to(self._cpu_device)
+            xywh = BoxMode.convert(
+                instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
+            ).numpy()
+            arrays = (xywh, instances.scores.numpy(), instances.pred_classes.numpy())
+            self._predictions.append({"image_id": image["image_id"], "instances": arrays})
+
+    def _eval_predictions(self, predictions, img_ids=None):
+        if not self._do_evaluation:
+            self._logger.info("Annotations are not available for LRP evaluation.")
+            return
+        per_class = evaluate_lrp(
+            self._coco_api.dataset,
+            self._detection_columns(predictions),
+            tau=self._tau,
+            max_dets=self._max_dets_per_image[-1],
+            image_ids=img_ids,
+        )
+        summary = lrp_summary(per_class)
+        self._logger.info("LRP error of boxes at tau %g:\n%s", self._tau, lrp_table(summary))
+        if self._lrp_output_dir:
+            os.makedirs(self._lrp_output_dir, exist_ok=True)
+            write_summary(summary, os.path.join(self._lrp_output_dir, "lrp_results.json"))
+        self._results["lrp"] = {key: summary[key] for key in METRICS}
+        for name, values in summary["per_class"].items():
+            self._results["lrp"][f"oLRP-{name}"] = values["oLRP"]
+            self._results["lrp"][f"threshold-{name}"] = values["threshold"]
+
+    def _detection_columns(self, predictions) -> DetectionColumns:
+        """All detections, with the class ids of the dataset in place of contiguous ones."""
+        image_ids = [
+            image_id
+            for prediction in predictions
+            for image_id in [prediction["image_id"]] * len(prediction["instances"][1])
+        ]
+        xywh, scores, classes = map(
+            np.concatenate, zip(*(prediction["instances"] for prediction in predictions))
+        )
+        id_map = getattr(self._metadata, "thing_dataset_id_to_contiguous_id", None)
+        if id_map is None:
+            return DetectionColumns(image_ids, classes.tolist(), xywh, scores)
+        dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in id_map.items()}
+        try:
+            category_ids = [dataset_ids[index] for index in classes.tolist()]
+        except KeyError as error:
+            raise UserError(
+                f"A prediction has class {error}, but the dataset has classes 0 to "
+                f"{len(dataset_ids) - 1}; set the model's number of classes to {len(dataset_ids)}."
+            ) from error
+        return DetectionColumns(image_ids, category_ids, xywh, scores)

@@ -1,0 +1,74 @@
+"""A tiny dataset and a config that trains on it within seconds."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+import pytest
+
+from detectron2.utils.logger import setup_logger
+
+from alrp.data.datasets.shapes import make_shapes_dataset
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = str(ROOT / "configs" / "Shapes" / "alrp_retinanet_R_18_FPN_ATSS_demo.yaml")
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """Root of a shapes dataset of 12 and 4 images of 64 pixels."""
+    root = tmp_path_factory.mktemp("shapes")
+    make_shapes_dataset(root, num_train=12, num_val=4, image_size=64)
+    return root
+
+
+@pytest.fixture
+def command_line(shapes, tmp_path):
+    """``command_line(*options, KEY=VALUE...)``: arguments of train_net.py for a run of seconds."""
+
+    def build(*options, **overrides):
+        datasets = [
+            [f"{shapes.name}_{split}", f"{shapes}/annotations/{split}.json", f"{shapes}/{split}"]
+            for split in ("train", "val")
+        ]
+        keys = {
+            "DATASETS.COCO_FORMAT": datasets,
+            "DATASETS.TRAIN": (datasets[0][0],),
+            "DATASETS.TEST": (datasets[1][0],),
+            "MODEL.FPN.OUT_CHANNELS": 16,
+            "MODEL.RETINANET.SCORE_THRESH_TEST": 0.001,
+            "INPUT.MIN_SIZE_TRAIN": (64,),
+            "INPUT.MAX_SIZE_TRAIN": 64,
+            "INPUT.MIN_SIZE_TEST": 64,
+            "INPUT.MAX_SIZE_TEST": 64,
+            "DATALOADER.NUM_WORKERS": 0,
+            "SOLVER.IMS_PER_BATCH": 4,
+            "SOLVER.MAX_ITER": 4,
+            "SOLVER.STEPS": (),
+            "SEED": 1,
+            "OUTPUT_DIR": tmp_path / "output",
+        }
+        keys.update({key.replace("__", "."): value for key, value in overrides.items()})
+        pairs = [str(x) for pair in keys.items() for x in pair]
+        return ["--config-file", CONFIG, *options, *pairs]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def train_net():
+    """The module ``train_net`` of the repository root."""
+    spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _forget_log_handlers():
+    """Detectron2 keeps handlers for the life of a process; their streams end with the test."""
+    yield
+    for name in ("detectron2", "fvcore"):
+        logging.getLogger(name).handlers.clear()
+    setup_logger.cache_clear()

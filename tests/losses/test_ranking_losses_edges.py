@@ -1,0 +1,310 @@
+"""Edges and errors that aLRP and AP loss share; every edge runs backward."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from reference import alrp_reference, ap_reference
+from torch.testing import assert_close
+
+from alrp.losses import alrp_loss, ap_loss
+
+
+def total(loss, logits, targets, errors, **options):
+    """One scalar of either loss; AP takes no localisation errors."""
+    if loss == "ap":
+        return ap_loss(logits, targets, **options)
+    out = alrp_loss(logits, targets, errors, **options)
+    return out.cls + out.loc
+
+
+def errors_for(targets, requires_grad=True, dtype=torch.float32):
+    count = int((targets == 1).sum())
+    return torch.linspace(0.1, 1.3, count, dtype=dtype).requires_grad_(requires_grad)
+
+
+both = pytest.mark.parametrize("loss", ["alrp", "ap"])
+
+WITHOUT_POSITIVES = {
+    "all_negative": torch.tensor([0, 0, 0]),
+    "all_ignored": torch.tensor([-1, -1, -1]),
+    "negative_and_ignored": torch.tensor([-1, 0, -1]),
+    "empty": torch.zeros(0, dtype=torch.int8),
+}
+
+
+@both
+@pytest.mark.parametrize("case", WITHOUT_POSITIVES)
+def test_without_positives_losses_are_zero_and_gradients_zero_not_none(loss, case, device):
+    targets = WITHOUT_POSITIVES[case].to(device)
+    logits = torch.linspace(-3, 3, len(targets), device=device).requires_grad_()
+    errors = torch.zeros(0, device=device, requires_grad=True)
+    value = total(loss, logits, targets, errors)
+    value.backward()
+    assert value.shape == torch.Size([])
+    assert_close(value.detach(), torch.zeros((), device=device), rtol=0, atol=0)
+    assert_close(logits.grad, torch.zeros_like(logits), rtol=0, atol=0)
+    if loss == "alrp":
+        assert errors.grad is not None and errors.grad.shape == (0,)
+
+
+@pytest.mark.parametrize("case", WITHOUT_POSITIVES)
+def test_without_positives_each_part_of_alrp_has_its_own_graph(case):
+    targets = WITHOUT_POSITIVES[case]
+    logits = torch.zeros(len(targets), requires_grad=True)
+    errors = torch.zeros(0, requires_grad=True)
+    out = alrp_loss(logits, targets, errors)
+    out.cls.backward()
+    out.loc.backward()
+    assert logits.grad is not None and errors.grad is not None
+    assert out.rank.shape == (0,) and out.cls == 0 and out.loc == 0
+
+
+@both
+def test_without_negatives_logits_get_no_push(loss):
+    logits = torch.tensor([0.9, -1.5, 0.2], requires_grad=True)
+    targets = torch.ones(3, dtype=torch.int64)
+    total(loss, logits, targets, errors_for(targets)).backward()
+    assert_close(logits.grad, torch.zeros(3), rtol=0, atol=0)
+
+
+@both
+def test_one_positive_alone_has_rank_one(loss):
+    logits, targets = torch.tensor([0.3], requires_grad=True), torch.tensor([1])
+    value = total(loss, logits, targets, torch.tensor([0.7], requires_grad=True))
+    value.backward()
+    assert_close(value.detach(), torch.tensor(0.7 if loss == "alrp" else 0.0))
+    assert_close(logits.grad, torch.zeros(1), rtol=0, atol=0)
+
+
+@both
+@pytest.mark.parametrize("rubbish", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("targets", [[1, -1, 0, 1], [0, -1, 0, 0], [-1, -1, -1, -1], [1, -1, 1, 1]])
+def test_ignored_entries_may_hold_anything(loss, rubbish, targets):
+    targets = torch.tensor(targets)
+    logits = torch.tensor([0.3, 0.0, 0.1, -0.2], requires_grad=True)
+    errors = errors_for(targets)
+    expected = total(loss, logits, targets, errors)
+    (expected_grad,) = torch.autograd.grad(expected, logits)
+    dirty = torch.where(targets == -1, rubbish, logits.detach()).requires_grad_()
+    value = total(loss, dirty, targets, errors)
+    value.backward()
+    assert_close(value, expected, rtol=0, atol=0)
+    assert_close(dirty.grad, expected_grad, rtol=0, atol=0)
+    assert dirty.grad[1] == 0
+
+
+def random_case(dtype=torch.float32, size=200):
+    g = torch.Generator().manual_seed(3)
+    logits = (2 * torch.randn(size, generator=g)).to(dtype)
+    return logits, torch.randint(-1, 2, (size,), generator=g)
+
+
+@both
+def test_non_contiguous_input_equals_contiguous_input(loss):
+    logits, targets = random_case()
+    errors = errors_for(targets)
+    value = total(loss, logits.clone().requires_grad_(), targets, errors)
+    leaf = torch.stack([logits, -logits], dim=1).requires_grad_()
+    spread_targets = torch.stack([targets, targets], dim=1)[:, 0]
+    spread_errors = torch.stack([errors, errors], dim=1)[:, 0]
+    assert not leaf[:, 0].is_contiguous() and not spread_targets.is_contiguous()
+    spread = total(loss, leaf[:, 0], spread_targets, spread_errors)
+    spread.backward()
+    assert_close(spread, value, rtol=0, atol=0)
+    assert leaf.grad[:, 0].any() and not leaf.grad[:, 1].any()
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_logits_are_ranked_in_full_precision(loss, dtype, device):
+    logits, targets = random_case(dtype)
+    errors = errors_for(targets, requires_grad=False)
+    oracle = ap_reference if loss == "ap" else alrp_reference
+    arguments = [logits.double().numpy(), targets.numpy()] + [errors.numpy()] * (loss == "alrp")
+    expected = oracle(*arguments)
+    leaf = logits.to(device).requires_grad_()
+    if loss == "ap":
+        value = ap_loss(leaf, targets.to(device))
+    else:
+        value = alrp_loss(leaf, targets.to(device), errors.to(device)).cls
+    value.backward()
+    assert_close(value.double().cpu(), torch.tensor(expected.cls).double(), rtol=1e-6, atol=1e-6)
+    assert leaf.grad.dtype == dtype
+    grad = torch.from_numpy(expected.grad_logits)
+    resolution = 4 * torch.finfo(dtype).eps
+    assert (leaf.grad.double().cpu() - grad).norm() <= resolution * grad.norm()
+
+
+@both
+def test_float16_gradients_survive_the_scale_of_amp(loss, device):
+    """2**16, where GradScaler starts, is no float16; and 1 / 400 000 is one only after scaling."""
+    size = 400_002
+    logits = torch.zeros(size, dtype=torch.float16, device=device, requires_grad=True)
+    targets = torch.zeros(size, dtype=torch.int8, device=device)
+    targets[:2] = 1
+    (2.0**16 * total(loss, logits, targets, torch.zeros(2, device=device))).backward()
+    # Each positive: FP = 200 000, rank = 1 + 1/2 + FP; the negatives share both errors equally.
+    error = 2.0**16 * 200_000 / 200_001.5
+    assert_close(logits.grad[0].item(), -error / 2, rtol=1e-3, atol=0)
+    assert_close(logits.grad[2].item(), error / 400_000, rtol=1e-3, atol=0)
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_autocast_changes_nothing(loss, dtype):
+    logits, targets = random_case(dtype)
+    errors = errors_for(targets, dtype=dtype)
+    results = []
+    for enabled in (False, True):
+        leaf = logits.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            value = total(loss, leaf, targets, errors)
+        value.backward()
+        results.append((value.detach(), leaf.grad))
+    assert_close(results[1], results[0], rtol=0, atol=0)
+
+
+@both
+def test_nothing_requires_grad_gives_values_without_a_graph(loss):
+    logits, targets = random_case()
+    value = total(loss, logits, targets, errors_for(targets, requires_grad=False))
+    assert not value.requires_grad and value > 0
+    with torch.no_grad():
+        again = total(loss, logits.requires_grad_(), targets, errors_for(targets))
+    assert not again.requires_grad
+    assert_close(again, value, rtol=0, atol=0)
+
+
+@both
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool], ids=str
+)
+def test_targets_of_any_integer_or_boolean_type_are_equal(loss, dtype):
+    logits, _ = random_case(size=20)
+    targets = torch.arange(20) % 3 == 0
+    errors = errors_for(targets)
+    expected = total(loss, logits.clone().requires_grad_(), targets.to(torch.int8), errors)
+    leaf = logits.clone().requires_grad_()
+    value = total(loss, leaf, targets.to(dtype), errors)
+    value.backward()
+    assert_close(value, expected, rtol=0, atol=0)
+    assert leaf.grad.any()
+
+
+@both
+def test_inputs_are_left_as_they_were(loss):
+    logits, targets = random_case()
+    errors = errors_for(targets, requires_grad=False)
+    copies = logits.clone(), targets.clone(), errors.clone()
+    leaf = logits.requires_grad_()
+    total(loss, leaf, targets, errors).backward()
+    assert_close((logits.detach(), targets, errors), copies, rtol=0, atol=0)
+
+
+@both
+def test_two_runs_are_bit_equal(loss):
+    logits, targets = random_case(size=5000)
+    logits = (8 * logits).round() / 8  # with ties
+    runs = []
+    for _ in range(2):
+        leaf = logits.clone().requires_grad_()
+        value = total(loss, leaf, targets, errors_for(targets, requires_grad=False))
+        value.backward()
+        runs.append((value.detach(), leaf.grad))
+    assert_close(runs[0], runs[1], rtol=0, atol=0)
+
+
+@both
+def test_differentiating_twice_is_refused(loss):
+    """The update is no derivative, so a second one would be meaningless."""
+    logits, targets = random_case()
+    leaf = logits.requires_grad_()
+    value = total(loss, leaf, targets, errors_for(targets, requires_grad=False))
+    (grad,) = torch.autograd.grad(value, leaf, create_graph=True)
+    with pytest.raises(RuntimeError):
+        grad.sum().backward()
+
+
+@both
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("targets", [[1, 0, 1], [0, 0, 0]], ids=["positives", "no_positives"])
+def test_non_finite_logits_are_named(loss, value, place, targets):
+    targets = torch.tensor(targets)
+    logits = torch.tensor([0.1, 0.2, 0.3])
+    logits[place] = value
+    with pytest.raises(FloatingPointError, match="logits"):
+        total(loss, logits.requires_grad_(), targets, errors_for(targets)).backward()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_non_finite_errors_are_named(value):
+    logits = torch.tensor([0.1, 0.2, 0.3], requires_grad=True)
+    errors = torch.tensor([0.5, value], requires_grad=True)
+    with pytest.raises(FloatingPointError, match="loc_errors"):
+        alrp_loss(logits, torch.tensor([1, 0, 1]), errors)
+
+
+@both
+@pytest.mark.parametrize("delta", [0, 0.0, -1.0])
+@pytest.mark.parametrize("targets", [[1, 0], [0, 0]], ids=["positives", "no_positives"])
+def test_delta_must_be_positive(loss, delta, targets):
+    targets = torch.tensor(targets)
+    with pytest.raises(ValueError, match=f"delta.*{delta}"):
+        total(loss, torch.zeros(2), targets, errors_for(targets), delta=delta)
+
+
+BAD_INPUTS = {
+    "two_dimensional": (torch.zeros(2, 2), torch.zeros(2, 2).long(), r"logits.*\(2, 2\)"),
+    "scalar": (torch.zeros(()), torch.zeros(()).long(), "logits"),
+    "lengths_differ": (torch.zeros(3), torch.zeros(2).long(), r"3.*2|2.*3"),
+    "integer_logits": (torch.zeros(2).long(), torch.zeros(2).long(), "logits.*int64"),
+    "boolean_logits": (torch.zeros(2).bool(), torch.zeros(2).long(), "logits.*bool"),
+    "complex_logits": (torch.zeros(2) + 0j, torch.zeros(2).long(), "logits.*complex64"),
+    "float_targets": (torch.zeros(2), torch.zeros(2), "targets.*float32"),
+}
+
+
+@both
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_wrong_shapes_and_types_are_refused_and_named(loss, case):
+    logits, targets, message = BAD_INPUTS[case]
+    with pytest.raises(ValueError, match=message):
+        total(loss, logits, targets, torch.zeros(0))
+
+
+@pytest.mark.parametrize("count", [0, 12, 16])
+def test_number_of_errors_must_be_that_of_positives(count):
+    targets = torch.tensor([1] * 15 + [0] * 5)
+    message = f"loc_errors has {count} elements.* but targets has 15 positives"
+    with pytest.raises(ValueError, match=message):
+        alrp_loss(torch.zeros(20), targets, torch.zeros(count))
+
+
+def test_errors_without_positives_are_refused():
+    with pytest.raises(ValueError, match="loc_errors has 2 elements.* targets has 0 positives"):
+        alrp_loss(torch.zeros(3), torch.zeros(3).long(), torch.zeros(2))
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2), (2, 4)])
+def test_errors_must_be_one_per_positive_in_one_dimension(shape):
+    with pytest.raises(ValueError, match="loc_errors"):
+        alrp_loss(torch.zeros(3), torch.tensor([1, 0, 1]), torch.zeros(shape))
+
+
+def test_errors_must_be_floating_point():
+    with pytest.raises(ValueError, match="loc_errors.*int64"):
+        alrp_loss(torch.zeros(2), torch.tensor([1, 0]), torch.tensor([1]))
+
+
+def test_a_perfect_ranking_costs_only_localisation():
+    logits = torch.tensor([5.0, 4.0, -3.0], requires_grad=True)
+    errors = torch.tensor([0.2, 0.4], requires_grad=True)
+    out = alrp_loss(logits, torch.tensor([1, 1, 0]), errors)
+    (out.cls + out.loc).backward()
+    assert out.cls == 0
+    # ranks 1 and 2, but the two positives are 1 apart: (0.2 + (0.2 + 0.4) / 2) / 2
+    assert_close(out.loc.detach(), torch.tensor(0.25))
+    np.testing.assert_allclose(errors.grad.numpy(), [0.75, 0.25], rtol=1e-6)

@@ -1,0 +1,370 @@
+"""The RetinaNet as a Detectron2 meta-architecture: matching, losses, inference, state."""
+
+from __future__ import annotations
+
+import copy
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.backbone import Backbone
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from alrp.config import add_alrp_config
+from alrp.losses import SelfBalance
+from alrp.modeling import (
+    ALRPRetinaNet,
+    ATSSMatcher,
+    BoxDeltaTransform,
+    MaxIoUMatcher,
+    RankingLosses,
+)
+
+ATSS_CASES = [
+    "alrp_retina_atss_random",
+    "alrp_retina_atss_crowded",
+    "alrp_retina_atss_single_scale",
+]
+MAX_IOU_CASES = [
+    "alrp_retina_maxiou_random",
+    "alrp_retina_maxiou_classes80",
+    "alrp_retina_maxiou_different_pad_shapes",
+    "alrp_retina_maxiou_one_image_without_gt",
+    "ap_retina_random",
+]
+
+
+def small_config(num_classes=3, **overrides):
+    cfg = get_cfg()
+    add_alrp_config(cfg)
+    cfg.merge_from_file("configs/Base-ALRP-RetinaNet.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    cfg.MODEL.RETINANET.NUM_CONVS = 1
+    cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
+    cfg.MODEL.ALRP.SELF_BALANCE.PERIOD = 2
+    cfg.merge_from_list([x for pair in overrides.items() for x in pair])
+    return cfg
+
+
+def small_model(num_classes=3, **overrides):
+    torch.manual_seed(0)
+    return build_model(small_config(num_classes, **overrides))
+
+
+def image(height, width, boxes=(), classes=()):
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    pixels = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(1))
+    return {"image": pixels.float(), "instances": instances, "height": height, "width": width}
+
+
+BATCH = [
+    image(64, 96, [[5, 5, 40, 50], [30, 10, 90, 60]], [0, 2]),
+    image(64, 96),
+]
+
+
+def train_step(model, batch=BATCH, start_iter=0):
+    model.train()
+    with EventStorage(start_iter) as storage:
+        losses = model(copy.deepcopy(batch))
+        sum(losses.values()).backward()
+    return losses, storage
+
+
+class NoBackbone(Backbone):
+    """Carries the strides only; the golden cases store what a head would predict."""
+
+    def forward(self, images):
+        raise AssertionError("the golden cases start from predictions")
+
+    def output_shape(self):
+        return {f"p{i}": ShapeSpec(channels=1, stride=2**i) for i in range(3, 8)}
+
+    @property
+    def size_divisibility(self):
+        return 32
+
+
+def golden_model(case, matcher, loss_type="alrp"):
+    num_classes = int(case["num_classes"])
+    return ALRPRetinaNet(
+        backbone=NoBackbone(),
+        head=nn.Identity(),
+        head_in_features=[f"p{i}" for i in range(3, 8)],
+        anchor_generator=None,
+        box2box_transform=BoxDeltaTransform((10.0, 10.0, 5.0, 5.0)),
+        anchor_matcher=matcher,
+        num_classes=num_classes,
+        ranking_losses=RankingLosses(
+            num_classes=num_classes, loss_type=loss_type, self_balance=SelfBalance(period=1000)
+        ),
+        pixel_mean=[0.0] * 3,
+        pixel_std=[1.0] * 3,
+    )
+
+
+def golden_anchors(case):
+    anchors = torch.from_numpy(case["anchors"])
+    return [Boxes(x) for x in anchors.split(case["num_anchors_per_level"].tolist())]
+
+
+def golden_instances(case):
+    result = []
+    for i, (height, width) in enumerate(case["image_shapes"].tolist()):
+        instances = Instances((height, width))
+        instances.gt_boxes = Boxes(torch.from_numpy(case[f"gt_boxes_image{i}"]))
+        instances.gt_classes = torch.from_numpy(case[f"gt_labels_image{i}"])
+        result.append(instances)
+    return result
+
+
+def golden_labels(case):
+    """Per image, the labels and boxes that follow from the stored assignment."""
+    labels, boxes = [], []
+    for i, assigned in enumerate(torch.from_numpy(case["assigned_gt_inds"])):
+        classes = torch.from_numpy(case[f"gt_labels_image{i}"])
+        gt_boxes = torch.from_numpy(case[f"gt_boxes_image{i}"])
+        labels_i = torch.full_like(assigned, int(case["num_classes"]))
+        boxes_i = torch.zeros(len(assigned), 4)
+        positive = assigned > 0
+        labels_i[positive] = classes[assigned[positive] - 1]
+        boxes_i[positive] = gt_boxes[assigned[positive] - 1]
+        labels_i[assigned == -1] = -1
+        labels.append(labels_i)
+        boxes.append(boxes_i)
+    return labels, boxes
+
+
+@pytest.mark.parametrize("name", ATSS_CASES + MAX_IOU_CASES)
+def test_published_assignment_wherever_it_does_not_hang_on_a_tie(golden, name):
+    case = golden(name)
+    matcher = ATSSMatcher(9) if name in ATSS_CASES else MaxIoUMatcher(0.5, 0.4)
+    labels, boxes = golden_model(case, matcher).label_anchors(
+        golden_anchors(case), golden_instances(case)
+    )
+    expected_labels, expected_boxes = golden_labels(case)
+    num_classes = int(case["num_classes"])
+    for i in range(2):
+        firm = torch.from_numpy(case["assignment_sensitive"][i]) == 0
+        assert firm.float().mean() > 0.98
+        assert torch.equal(labels[i][firm], expected_labels[i][firm])
+        positive = firm & (labels[i] >= 0) & (labels[i] < num_classes)
+        assert torch.equal(boxes[i][positive], expected_boxes[i][positive])
+
+
+@pytest.mark.parametrize("name", ATSS_CASES + MAX_IOU_CASES)
+def test_published_losses_and_gradients(golden, name):
+    case = golden(name)
+    num_classes = int(case["num_classes"])
+    model = golden_model(case, None, "ap" if name.startswith("ap") else "alrp")
+    predictions = [
+        [torch.from_numpy(case[f"{key}{i}"]).requires_grad_() for i in range(5)]
+        for key in ("cls_score_level", "bbox_pred_level")
+    ]
+    logits, deltas = model._transpose_dense_predictions(predictions, [num_classes, 4])
+    labels, boxes = golden_labels(case)
+    losses = model.losses(golden_anchors(case), logits, labels, deltas, boxes)
+    sum(losses.values()).backward()
+
+    assert losses["loss_cls"].item() == pytest.approx(float(case["loss_cls"]), rel=1e-5)
+    assert losses["loss_box_reg"].item() == pytest.approx(float(case["loss_bbox"]), rel=1e-5)
+    for key, leaves in zip(("grad_cls_score_level", "grad_bbox_pred_level"), predictions):
+        actual = np.concatenate([x.grad.numpy().ravel() for x in leaves]).astype(np.float64)
+        expected = np.concatenate([case[f"{key}{i}"].ravel() for i in range(5)])
+        error = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+        assert error < 1e-5
+
+
+@pytest.mark.parametrize("name", ATSS_CASES)
+def test_anchor_generator_of_the_config_gives_the_published_anchors(golden, name):
+    case = golden(name)
+    if "single_scale" in name:
+        sizes = [[8.0 * stride] for stride in (8, 16, 32, 64, 128)]
+    else:
+        sizes = small_config().MODEL.ANCHOR_GENERATOR.SIZES
+    generator = DefaultAnchorGenerator(
+        sizes=sizes, aspect_ratios=[[1.0]], strides=[8, 16, 32, 64, 128], offset=0.0
+    )
+    features = [torch.zeros(1, 1, h, w) for h, w in case["feature_sizes"].tolist()]
+    anchors = torch.cat([x.tensor for x in generator(features)])
+    assert_close(anchors, torch.from_numpy(case["anchors"]), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_classes", [1, 3, 1203])
+@pytest.mark.parametrize(
+    "loss_type, matcher", [("alrp", "ATSS"), ("alrp", "max_iou"), ("ap", "max_iou")]
+)
+def test_every_parameter_gets_a_finite_gradient(num_classes, loss_type, matcher):
+    model = small_model(
+        num_classes, **{"MODEL.ALRP.LOSS_TYPE": loss_type, "MODEL.ALRP.MATCHER": matcher}
+    )
+    batch = [image(64, 96, [[5, 5, 40, 50], [30, 10, 90, 60]], [0, num_classes - 1]), image(64, 96)]
+    losses, _ = train_step(model, batch)
+    assert set(losses) == {"loss_cls", "loss_box_reg"}
+    assert all(loss.dim() == 0 and loss.isfinite() for loss in losses.values())
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+    assert model.head.cls_score.weight.grad.abs().sum() > 0
+    assert model.head.bbox_pred.weight.grad.abs().sum() > 0
+
+
+def test_a_batch_without_positives_trains_through_with_zero_gradients():
+    model = small_model()
+    losses, _ = train_step(model, [image(64, 96), image(64, 64)])
+    assert [loss.item() for loss in losses.values()] == [0.0, 0.0]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and not parameter.grad.any(), name
+    assert model.ranking_losses.self_balance.count == 0
+
+
+def test_anchors_beyond_the_own_padding_of_an_image_are_ignored():
+    model = small_model()
+    anchors = model.anchor_generator(
+        [torch.zeros(1, 1, 128 // 2**i, 160 // 2**i) for i in (3, 4, 5)]
+    )
+    small = image(70, 90, [[5, 5, 40, 50]], [1])["instances"]  # padded to 96 x 96
+    labels, _ = model.label_anchors(anchors, [small])
+    centers = Boxes.cat(anchors).get_centers()
+    outside = (centers[:, 0] > 95.5) | (centers[:, 1] > 95.5)
+    assert torch.equal(labels[0] == -1, outside)
+    assert outside.any() and (labels[0] == 1).any()
+
+
+def test_events_hold_the_weight_and_the_unweighted_loss():
+    losses, storage = train_step(small_model(), start_iter=19)
+    latest = {name: value for name, (value, _) in storage.latest().items()}
+    assert latest["alrp/self_balance_weight"] == 50.0
+    unweighted = losses["loss_cls"] + losses["loss_box_reg"] / 50.0
+    assert latest["alrp/loss"] == pytest.approx(unweighted.item(), rel=1e-5)
+    assert latest["alrp/precision"] == pytest.approx(1 - losses["loss_cls"].item(), rel=1e-5)
+    assert 0 < latest["alrp/loc_error"] < 2
+    assert latest["num_pos_anchors"] > 0
+
+
+def test_self_balance_state_travels_in_the_state_dict():
+    model = small_model()
+    for _ in range(3):
+        train_step(model)
+    other = small_model()
+    other.load_state_dict(model.state_dict())
+    ours, theirs = model.ranking_losses.self_balance, other.ranking_losses.self_balance
+    assert ours.weight != 50.0 and ours.count == 1
+    assert_close(theirs.weight, ours.weight, rtol=0, atol=0)
+    losses, _ = train_step(model)
+    resumed, _ = train_step(other)
+    assert_close(resumed["loss_box_reg"], losses["loss_box_reg"], rtol=0, atol=0)
+
+
+def test_state_dict_without_self_balance_loads():
+    state = {k: v for k, v in small_model().state_dict().items() if "self_balance" not in k}
+    model = small_model()
+    model.load_state_dict(state, strict=True)
+    assert model.ranking_losses.self_balance.weight == 50.0
+
+
+def test_self_balance_can_be_switched_off():
+    model = small_model(**{"MODEL.ALRP.SELF_BALANCE.ENABLED": False})
+    assert not [name for name in model.state_dict() if "self_balance" in name]
+    losses, _ = train_step(model)
+    balanced, _ = train_step(small_model())
+    assert_close(50 * losses["loss_box_reg"], balanced["loss_box_reg"])
+
+
+def test_losses_under_autocast_are_float32_and_close():
+    exact, _ = train_step(small_model())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses, _ = train_step(small_model())
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        assert_close(loss, exact[name], rtol=0.05, atol=0.0)
+
+
+@pytest.mark.parametrize("broken", ["cls_score", "bbox_pred"])
+def test_nan_weights_are_named(broken):
+    model = small_model()
+    nn.init.constant_(getattr(model.head, broken).weight, float("nan"))
+    name = {"cls_score": "logits", "bbox_pred": "loc_errors"}[broken]
+    with pytest.raises(FloatingPointError, match=name):
+        train_step(model)
+
+
+def test_a_head_without_a_period_says_how_to_set_it():
+    model = small_model(**{"MODEL.ALRP.SELF_BALANCE.PERIOD": 0})
+    with pytest.raises(RuntimeError, match="SELF_BALANCE.PERIOD"):
+        train_step(model)
+
+
+@pytest.mark.parametrize("key, value", [("LOSS_TYPE", "focal"), ("MATCHER", "hungarian")])
+def test_an_unknown_choice_lists_the_choices(key, value):
+    with pytest.raises(
+        ValueError, match=f'MODEL.ALRP.{key} must be ".*" or ".*", but is "{value}"'
+    ):
+        small_model(**{f"MODEL.ALRP.{key}": value})
+
+
+def test_inference_gives_clipped_boxes_of_the_original_size():
+    model = small_model().eval()
+    nn.init.normal_(model.head.cls_score.weight, std=1.0)
+    nn.init.normal_(model.head.bbox_pred.weight, std=1.0)
+    inputs = image(64, 96)
+    inputs["height"], inputs["width"] = 128, 192
+    with torch.no_grad():
+        instances = model([inputs])[0]["instances"]
+    assert 0 < len(instances) <= 100
+    boxes = instances.pred_boxes.tensor
+    assert (boxes >= 0).all() and (boxes[:, 2] <= 192).all() and (boxes[:, 3] <= 128).all()
+    assert (instances.scores > 0.05).all()
+    assert (instances.scores.diff() <= 0).all()
+
+
+def test_all_classes_of_the_best_anchors_pass_and_boxes_are_clipped_before_nms():
+    model = small_model().eval()
+    anchors = Boxes(torch.tensor([[0.0, 0, 10, 10], [20, 20, 60, 60], [5, 5, 9, 9]]))
+    scores = torch.tensor([[0.9, 0.2, 0.01], [0.6, 0.5, 0.4], [0.55, 0.54, 0.53]])
+    result = model._decode_per_level_predictions(
+        anchors, scores, torch.zeros(3, 4), 0.05, topk_candidates=2, image_size=(50, 40)
+    )
+    # The third anchor is not among the best two, though its pairs outscore others that pass.
+    assert_close(result.scores, torch.tensor([0.9, 0.2, 0.6, 0.5, 0.4]))
+    assert result.pred_classes.tolist() == [0, 1, 0, 1, 2]
+    assert_close(result.pred_boxes.tensor[2], torch.tensor([20.0, 20, 40, 50]))
+
+
+def test_batch_norm_stays_in_eval_mode_while_its_affine_trains():
+    model = small_model().train()
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert norms and not any(m.training for m in norms.values())
+    assert all(m.weight.requires_grad for m in norms.values())
+    before = {n: m.running_mean.clone() for n, m in norms.items()}
+    train_step(model)
+    assert all(torch.equal(m.running_mean, before[n]) for n, m in norms.items())
+    assert any(m.weight.grad.any() for m in norms.values())
+
+
+def test_stem_and_first_stage_are_frozen():
+    frozen = {n for n, p in small_model().named_parameters() if not p.requires_grad}
+    assert frozen and all(".stem." in n or ".res2." in n for n in frozen)
+
+
+def test_p7_sees_p6_without_relu():
+    block = small_model().backbone.top_block
+    c5 = torch.randn(1, 512, 4, 4, generator=torch.Generator().manual_seed(0))
+    p6, p7 = block(c5)
+    assert (p6 < 0).any()
+    assert_close(p7, block.p7(p6))

@@ -1,0 +1,155 @@
+"""The command line on golden files, and what it says about bad ones."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+import pytest
+
+TESTS = Path(__file__).parents[1]
+TOOL = TESTS.parent / "tools" / "evaluate_lrp.py"
+CASE = TESTS / "golden" / "lrp" / "case_04_missing_classes"
+GROUND_TRUTH, DETECTIONS = str(CASE / "ground_truth.json"), str(CASE / "detections.json")
+QUANTITIES = ("oLRP", "oLRP_Loc", "oLRP_FP", "oLRP_FN", "threshold")
+
+BLOCK_FRAMEWORKS = """
+import runpy, sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("detectron2", "torch", "torchvision", "fvcore"):
+            raise ImportError(name + " is blocked")
+sys.meta_path.insert(0, Block())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def main():
+    spec = importlib.util.spec_from_file_location("evaluate_lrp_tool", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def percent(value, factor=100):
+    return None if value in (None, -1.0) else pytest.approx(factor * value, abs=1e-7)
+
+
+def test_json_holds_the_golden_numbers(main, tmp_path, capsys):
+    out = tmp_path / "lrp.json"
+    assert main([GROUND_TRUTH, DETECTIONS, "--json", str(out)]) == 0
+    written = json.loads(out.read_text())
+    expected = json.loads((CASE / "expected.json").read_text())
+    for key in QUANTITIES[:4]:
+        assert written[key] == percent(expected["mean_by_area"]["all"][key])
+    ids = expected["settings"]["category_ids"]
+    assert list(written["per_class"]) == [f"class_{category_id}" for category_id in ids]
+    for index, category_id in enumerate(ids):
+        for key in QUANTITIES:
+            value = expected["per_class"][key][index][0][2]
+            factor = 1 if key == "threshold" else 100
+            assert written["per_class"][f"class_{category_id}"][key] == percent(value, factor)
+    assert os.listdir(tmp_path) == ["lrp.json"]
+
+
+def test_table_lists_classes_and_mean(main, capsys):
+    assert main([GROUND_TRUTH, DETECTIONS]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["class", *QUANTITIES]
+    assert lines[-1].split()[:2] == ["mean", "90.011"]
+
+
+@pytest.mark.parametrize(
+    "options, setting",
+    [
+        (["--tau", "0.75"], ("other_tau", "0.75")),
+        (["--max-dets", "10"], ("other_max_dets", "10")),
+    ],
+)
+def test_options_reach_the_evaluation(main, tmp_path, options, setting):
+    out = tmp_path / "lrp.json"
+    assert main([GROUND_TRUTH, DETECTIONS, "--json", str(out), *options]) == 0
+    expected = json.loads((CASE / "expected.json").read_text())[setting[0]][setting[1]]
+    written = json.loads(out.read_text())
+    for key in QUANTITIES[:4]:
+        assert written[key] == percent(expected["mean_by_area"]["all"][key])
+
+
+def test_runs_from_a_checkout_without_any_deep_learning_framework():
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCK_FRAMEWORKS, str(TOOL), GROUND_TRUTH, DETECTIONS],
+        env=environment,
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "90.011" in done.stdout
+
+
+def test_empty_list_of_detections_is_allowed(main, tmp_path, capsys):
+    (tmp_path / "empty.json").write_text("[]")
+    assert main([GROUND_TRUTH, str(tmp_path / "empty.json")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == [
+        "mean",
+        "100.000",
+        "-",
+        "-",
+        "100.000",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "is not valid JSON"),
+        ("{}", "expected a list of detections, got dict"),
+        ('[{"image_id": 1}]', "detection 0 has no 'category_id'"),
+        (
+            '[{"image_id": -5, "category_id": 2, "bbox": [0, 0, 1, 1], "score": 1}]',
+            "detection 0 is of image -5",
+        ),
+    ],
+)
+def test_bad_results_give_one_message_and_status_2(main, tmp_path, capsys, content, message):
+    (tmp_path / "results.json").write_text(content)
+    out = tmp_path / "lrp.json"
+    assert main([GROUND_TRUTH, str(tmp_path / "results.json"), "--json", str(out)]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["missing.json", DETECTIONS], "cannot read missing.json"),
+        ([DETECTIONS, GROUND_TRUTH], "ground-truth file comes first"),
+        ([GROUND_TRUTH, DETECTIONS, "--json", "missing/lrp.json"], "cannot write missing/lrp.json"),
+    ],
+)
+def test_bad_files_give_one_message_and_status_2(main, capsys, arguments, message):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_two_classes_of_one_name_are_refused(main, tmp_path, capsys):
+    dataset = json.loads(Path(GROUND_TRUTH).read_text())
+    dataset["categories"][0]["name"] = dataset["categories"][1]["name"]
+    (tmp_path / "gt.json").write_text(json.dumps(dataset))
+    assert main([str(tmp_path / "gt.json"), DETECTIONS]) == 2
+    assert "are both named" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--tau", "1"], ["--tau", "0"], ["--max-dets", "0"]])
+def test_options_outside_their_range_give_status_2(main, capsys, option):
+    with pytest.raises(SystemExit) as stop:
+        main([GROUND_TRUTH, DETECTIONS, *option])
+    assert stop.value.code == 2
+    assert option[0] in capsys.readouterr().err

@@ -1,0 +1,62 @@
+#!/usr/bin/env python
+"""LRP error of a COCO result file of any framework; needs only numpy and pycocotools."""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec("alrp") is None:  # run from a checkout that is not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects"))
+
+from alrp.errors import UserError  # noqa: E402
+from alrp.evaluation import (  # noqa: E402
+    evaluate_lrp,
+    load_json,
+    lrp_summary,
+    lrp_table,
+    write_summary,
+)
+
+
+def parse_args(argv=None):
+    """Parsed command line."""
+    parser = argparse.ArgumentParser(
+        description="Print the optimal LRP error of box detections and of every class, in percent.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("ground_truth", metavar="GT.json", help="ground truth in COCO format")
+    parser.add_argument("results", metavar="DT.json", help="detections in COCO result format")
+    parser.add_argument("--json", metavar="OUT", help="also write the numbers to this file")
+    parser.add_argument("--tau", type=float, default=0.5, help="IoU of a correct detection")
+    parser.add_argument("--max-dets", type=int, default=100, help="cap per image and class")
+    args = parser.parse_args(argv)
+    if not 0.0 < args.tau < 1.0:
+        parser.error(f"--tau must lie strictly between 0 and 1, got {args.tau}")
+    if args.max_dets < 1:
+        parser.error(f"--max-dets must be at least 1, got {args.max_dets}")
+    return args
+
+
+def main(argv=None) -> int:
+    """Evaluate and print; returns the exit status, 2 on bad input."""
+    args = parse_args(argv)
+    try:
+        per_class = evaluate_lrp(
+            load_json(args.ground_truth),
+            load_json(args.results),
+            tau=args.tau,
+            max_dets=args.max_dets,
+        )
+        summary = lrp_summary(per_class)
+        if args.json:
+            write_summary(summary, args.json)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(lrp_table(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
