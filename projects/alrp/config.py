@@ -35,6 +35,9 @@ def add_alrp_config(cfg: CN) -> None:
     # Candidate anchors per level and ground truth.
     cfg.MODEL.ATSS.TOPK = 9
 
+    # "SGD" (as published) or "AdamW" (converges from random weights within a short schedule).
+    cfg.SOLVER.OPTIMIZER = "SGD"
+
     # COCO-format datasets of one's own, as [name, annotation file, image folder]. Paths may
     # contain "~" and environment variables.
     cfg.DATASETS.COCO_FORMAT = []

@@ -69,6 +69,6 @@ def train_net():
 def _forget_log_handlers():
     """Detectron2 keeps handlers for the life of a process; their streams end with the test."""
     yield
-    for name in ("detectron2", "fvcore"):
+    for name in ("detectron2", "fvcore", "alrp"):
         logging.getLogger(name).handlers.clear()
     setup_logger.cache_clear()

@@ -18,7 +18,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
         model, save_dir, checkpointables: of :class:`DetectionCheckpointer`.
         complete: whether a checkpoint must hold every tensor of the model in its shape, as for
             evaluation and resuming. Otherwise (a backbone or another task to start training
-            from) at least one tensor must fit.
+            from) at least one parameter must fit.
     """
 
     def __init__(self, model, save_dir="", *, complete: bool = True, **checkpointables) -> None:
@@ -66,7 +66,6 @@ class CheckedCheckpointer(DetectionCheckpointer):
                     f"checkpoint: tensor {name} holds NaN or Inf, so the training that wrote it "
                     "had diverged; use an earlier checkpoint or a lower learning rate."
                 )
-        num_tensors = len(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         missing = list(incompatible.missing_keys)
         misshapen = [
@@ -74,11 +73,12 @@ class CheckedCheckpointer(DetectionCheckpointer):
             for name, found, expected in incompatible.incorrect_shapes
         ]
         unexpected = list(incompatible.unexpected_keys)
-        num_loaded = num_tensors - len(misshapen) - len(unexpected)
-        if num_loaded <= 0 or (self.complete and (missing or misshapen)):
+        parameters = {name for name, _ in self.model.named_parameters()}
+        num_loaded = len(parameters.difference(missing))
+        if num_loaded == 0 or (self.complete and (missing or misshapen)):
             raise UserError(
                 "checkpoint does not fit the model: "
-                f"{num_loaded} tensors fit, {_some('missing', missing)}, "
+                f"{num_loaded} of its {len(parameters)} parameters fit, {_some('missing', missing)}, "
                 f"{_some('of another shape', misshapen)}, {_some('unknown', unexpected)}. Use the "
                 "config the checkpoint was trained with (architecture, backbone, NUM_CLASSES)."
             )

@@ -6,6 +6,7 @@ import logging
 import os
 import weakref
 from typing import Optional
+import torch
 
 from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.engine import (
@@ -16,6 +17,7 @@ from detectron2.engine import (
     create_ddp_model,
 )
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 
 from ..evaluation import LRPEvaluator
@@ -53,6 +55,27 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        """As the parent, or AdamW if ``SOLVER.OPTIMIZER`` says so.
+
+        Raises:
+            ValueError: for another optimizer.
+        """
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            return super().build_optimizer(cfg, model)
+        if cfg.SOLVER.OPTIMIZER != "AdamW":
+            raise ValueError(
+                f'SOLVER.OPTIMIZER must be "SGD" or "AdamW", but is "{cfg.SOLVER.OPTIMIZER}".'
+            )
+        parameters = get_default_optimizer_params(
+            model, weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM
+        )
+        optimizer_class = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+        return optimizer_class(
+            parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
+        )
 
     @staticmethod
     def load_train_dataset(cfg) -> list[dict]:
