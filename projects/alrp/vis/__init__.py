@@ -11,6 +11,7 @@ from .plots import (
     plot_boxes,
     plot_losses,
     plot_self_balance_weight,
+    read_metrics,
     training_figure,
 )
 
@@ -20,5 +21,6 @@ __all__ = [
     "plot_boxes",
     "plot_losses",
     "plot_self_balance_weight",
+    "read_metrics",
     "training_figure",
 ]

@@ -6,7 +6,10 @@ pyplot: no display is needed and nothing has to be closed. Save with ``axes.figu
 
 from __future__ import annotations
 
+import json
 import numpy as np
+import os
+from pathlib import Path
 from typing import Iterable, NamedTuple, Optional, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,6 +25,7 @@ __all__ = [
     "plot_boxes",
     "plot_losses",
     "plot_self_balance_weight",
+    "read_metrics",
     "training_figure",
 ]
 
@@ -53,12 +57,44 @@ class LabelledBoxes(NamedTuple):
     classes: np.ndarray
     scores: Optional[np.ndarray] = None
 
+    @classmethod
+    def from_coco(cls, records: Sequence[dict], category_ids: Sequence[int]) -> LabelledBoxes:
+        """From annotations or results of one image in COCO's format.
+
+        Args:
+            records: with "bbox" (XYWH), "category_id" and, all or none of them, "score".
+            category_ids: id of each class, by class index.
+        """
+        boxes = np.array([record["bbox"] for record in records], dtype=np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        class_of = {category_id: i for i, category_id in enumerate(category_ids)}
+        classes = np.array([class_of[record["category_id"]] for record in records], dtype=np.int64)
+        if not any("score" in record for record in records):
+            return cls(boxes, classes)
+        return cls(boxes, classes, np.array([record["score"] for record in records]))
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict]:
+    """Rows of a ``metrics.json``; a last line that is still being written is left out.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"metrics: cannot read {path} ({error}); expected the metrics.json of a training run, "
+            "with a JSON object per line."
+        ) from error
+
 
 def plot_losses(rows: Iterable[dict], ax: Optional[Axes] = None) -> Axes:
     """Curves of the aLRP loss, of its classification part and of the localisation error.
 
-    Thin lines are the values as written, bold lines their running mean. Dotted vertical lines mark
-    where the learning rate drops.
+    Thin lines are the values as written, bold lines their running mean. A step of the learning
+    rate is marked half-way between the rows around it.
 
     Args:
         rows: of ``metrics.json``, in the order written; rows without a key are passed over. Of
@@ -170,8 +206,8 @@ def detections_figure(
             left.set_title("ground truth", fontsize=11)
             right.set_title("detections, score in %", fontsize=11)
     shown = sorted({int(c) for part in (*ground_truth, *detections) for c in part.classes})
-    handles = [Line2D([], [], color=_class_colour(c), linewidth=4) for c in shown]
-    if len(shown) <= len(_CLASS_COLOURS):  # beyond, colours repeat
+    if 0 < len(shown) <= len(_CLASS_COLOURS):  # beyond, colours repeat
+        handles = [Line2D([], [], color=_class_colour(c), linewidth=4) for c in shown]
         names = [class_names[c] for c in shown]
         figure.legend(handles, names, loc="outside lower center", ncols=7, frameon=False)
     return figure
@@ -206,13 +242,12 @@ def _draw_curve(ax: Axes, iterations, values, label: str, colour: str) -> None:
 
 
 def _mark_lr_drops(ax: Axes, rows: list[dict]) -> None:
-    """Dotted lines where the learning rate falls by steps, as finely as rows were written."""
+    """Dotted lines half-way between the rows around a step of the learning rate."""
     if not any("lr" in row and "iteration" in row for row in rows):
         return
     iterations, rates = _series(rows, "lr")
     for i in np.flatnonzero(rates[1:] * _LR_DROP < rates[:-1]):
-        # The step lies behind row i; with rows and steps at round numbers, right behind.
-        x = iterations[i] + 1
+        x = (iterations[i] + iterations[i + 1]) / 2
         ax.axvline(x, color="#777777", linestyle=":", linewidth=1.2)
         ax.annotate(
             f"lr {rates[i + 1]:.2g} ",

@@ -1,0 +1,173 @@
+#!/usr/bin/env python
+"""Detect objects in image files and write copies with the detections drawn in.
+
+    python demo/demo.py --config-file FILE --input a.jpg b.jpg --output FOLDER \
+        --thresholds output/demo/inference/lrp_results.json --opts MODEL.WEIGHTS model_final.pth
+
+``a.jpg`` becomes ``FOLDER/a.png``. Works without a GPU.
+"""
+
+import argparse
+import json
+import math
+import numpy as np
+import os
+import sys
+import warnings
+from pathlib import Path
+import torch
+from PIL import Image
+
+from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import DefaultPredictor
+from detectron2.utils.colormap import colormap
+from detectron2.utils.visualizer import Visualizer
+
+from alrp.engine import CheckedCheckpointer, setup_config
+from alrp.errors import UserError
+
+MIN_SIDE = 600  # pixels of the longer side; smaller pictures are enlarged to keep text readable
+
+
+def parse_args(argv=None):
+    """Parsed command line."""
+    parser = argparse.ArgumentParser(
+        description="Draw the detections of a trained model into copies of images.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--config-file", required=True, help="config the model was trained with")
+    parser.add_argument("--input", nargs="+", required=True, metavar="IMAGE", help="image files")
+    parser.add_argument("--output", required=True, help="folder of the pictures, made if absent")
+    least = parser.add_mutually_exclusive_group()
+    least.add_argument("--confidence", type=float, default=0.5, help="least score drawn")
+    least.add_argument(
+        "--thresholds",
+        metavar="lrp_results.json",
+        help="of an evaluation: draw each class from its LRP-optimal score instead",
+    )
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config"
+    )
+    return parser.parse_args(argv)
+
+
+def output_paths(inputs: list, output: str) -> dict:
+    """Picture to write for every input; UserError for a missing input or a clash of names."""
+    paths = {}
+    for name in inputs:
+        if not os.path.isfile(name):
+            raise UserError(f"--input: there is no file {name}; correct the path.")
+        path = Path(output) / f"{Path(name).stem}.png"
+        if path in paths.values() or path.resolve() in {Path(other).resolve() for other in inputs}:
+            raise UserError(
+                f"--input: {name} would be written to {path}, which is an input or the picture of "
+                "another one; choose another --output, or rename the image."
+            )
+        paths[name] = path
+    return paths
+
+
+def class_names(cfg) -> list:
+    """Names by class index, of the first dataset that tells them; empty if none does."""
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("thing_classes"):
+            return list(metadata.thing_classes)
+        if os.path.isfile(metadata.get("json_file", "")):
+            categories = json.loads(Path(metadata.json_file).read_text())["categories"]
+            return [c["name"] for c in sorted(categories, key=lambda category: category["id"])]
+    return []
+
+
+def read_thresholds(path: str, names: list) -> torch.Tensor:
+    """(K,) float64 least score by class index; infinite for a class of which nothing was right."""
+    try:
+        per_class = json.loads(Path(path).read_text())["per_class"]
+        scores = {name: values["threshold"] for name, values in per_class.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"--thresholds: cannot read {path} ({error!r}); give the lrp_results.json that an "
+            "evaluation wrote."
+        ) from error
+    if sorted(scores) != sorted(names):
+        raise UserError(
+            f"--thresholds: {path} has the classes {sorted(scores)}, but the config's datasets "
+            f"have {sorted(names)}; give the file and the config of the same model."
+        )
+    least = [math.inf if scores[name] is None else scores[name] for name in names]
+    return torch.tensor(least, dtype=torch.float64)
+
+
+def build_predictor(cfg) -> DefaultPredictor:
+    """Detectron2's predictor, with a checkpoint that must fit the model."""
+    weights = cfg.MODEL.WEIGHTS
+    if not weights or ("://" not in weights and not os.path.isfile(weights)):
+        raise UserError(
+            f"MODEL.WEIGHTS: expected the checkpoint of a trained model, but got {weights!r}; add "
+            "--opts MODEL.WEIGHTS FILE at the end."
+        )
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = ""  # DefaultPredictor itself would only warn of tensors that do not fit
+    predictor = DefaultPredictor(cfg)
+    CheckedCheckpointer(predictor.model).load(weights)
+    return predictor
+
+
+def read_bgr(path: str) -> np.ndarray:
+    """(H, W, 3) uint8 BGR; UserError if the file is no image."""
+    try:
+        return read_image(path, format="BGR")
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow has a type per kind of damage
+        raise UserError(
+            f"--input: {path} cannot be read as an image ({error}); convert it or leave it out."
+        ) from error
+
+
+def draw(image: np.ndarray, instances, names: list) -> np.ndarray:
+    """RGB picture of the detections in a BGR image, enlarged if the image is small."""
+    classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+    labels = [f"{names[c] if names else c} {score:.0%}" for c, score in zip(classes, scores)]
+    colours = colormap(rgb=True, maximum=1)
+    visualizer = Visualizer(image[:, :, ::-1], scale=max(1.0, MIN_SIDE / max(image.shape[:2])))
+    # draw_instance_predictions would colour objects at random instead of by class.
+    picture = visualizer.overlay_instances(
+        boxes=instances.pred_boxes,
+        labels=labels,
+        assigned_colors=[colours[c % len(colours)] for c in classes],
+    )
+    return picture.get_image()
+
+
+def run(args) -> None:
+    """Detect and draw; UserError if something given does not fit."""
+    paths = output_paths(args.input, args.output)
+    cfg = setup_config(args)
+    names = class_names(cfg)
+    thresholds = read_thresholds(args.thresholds, names) if args.thresholds else None
+    predictor = build_predictor(cfg)
+    os.makedirs(args.output, exist_ok=True)
+    for name, path in paths.items():
+        image = read_bgr(name)
+        instances = predictor(image)["instances"].to("cpu")
+        least = args.confidence if thresholds is None else thresholds[instances.pred_classes]
+        instances = instances[instances.scores.double() >= least]
+        Image.fromarray(draw(image, instances, names)).save(path)
+        print(f"{name}: {len(instances)} objects, see {path}")
+
+
+def main(argv=None) -> int:
+    """Run the demo; returns the exit status."""
+    # Detectron2's call of it, which users can do nothing about.
+    warnings.filterwarnings("ignore", message="torch.meshgrid")
+    try:
+        run(parse_args(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
