@@ -31,6 +31,7 @@ setup(
         "fvcore>=0.1.5",
         "pycocotools>=2.0.6",
         "Pillow>=8.3",
+        "opencv-python-headless>=4.5",
         "tqdm",
     ],
     extras_require={

@@ -47,7 +47,7 @@ def test_published_r50_atss_numbers():
 
     model = cfg.MODEL
     assert model.META_ARCHITECTURE == "ALRPRetinaNet"
-    assert model.WEIGHTS == "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+    assert model.WEIGHTS == "torchvision://resnet50"
     assert (model.RESNETS.DEPTH, model.RESNETS.STRIDE_IN_1X1) == (50, False)
     assert (model.BACKBONE.FREEZE_AT, model.RESNETS.NORM, model.ALRP.NORM_EVAL) == (2, "BN", True)
     assert model.PIXEL_MEAN == [123.675, 116.28, 103.53] and cfg.INPUT.FORMAT == "RGB"

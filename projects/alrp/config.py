@@ -38,6 +38,12 @@ def add_alrp_config(cfg: CN) -> None:
     # "SGD" (as published) or "AdamW" (converges from random weights within a short schedule).
     cfg.SOLVER.OPTIMIZER = "SGD"
 
+    # "published": colour, expansion, min-IoU crop, resize to a square, and INPUT.RANDOM_FLIP; in
+    # test OpenCV's bilinear resize. "detectron2": its own mapper, with INPUT.MIN_SIZE_TRAIN etc.
+    cfg.INPUT.AUGMENTATION = "detectron2"
+    # Side of the training images in pixels (paper: 512 or 800); "published" only.
+    cfg.INPUT.SQUARE_SIZE_TRAIN = 512
+
     # COCO-format datasets of one's own, as [name, annotation file, image folder]. Paths may
     # contain "~" and environment variables.
     cfg.DATASETS.COCO_FORMAT = []

@@ -121,6 +121,21 @@ def test_an_unknown_config_key(fail):
     assert "MODEL.NO_SUCH_KEY" in fail(MODEL__NO_SUCH_KEY=1)
 
 
+@pytest.mark.parametrize(
+    "key, wrong, listed",
+    [
+        ("MODEL__META_ARCHITECTURE", "ALRPRetinanet", "ALRPRetinaNet"),
+        ("MODEL__BACKBONE__NAME", "build_resnet", "build_alrp_resnet_fpn_backbone"),
+        ("MODEL__ALRP__MATCHER", "atss", '"ATSS" or "max_iou"'),
+        ("MODEL__ALRP__LOSS_TYPE", "focal", '"alrp" or "ap"'),
+        ("SOLVER__OPTIMIZER", "Adam", '"SGD" or "AdamW"'),
+    ],
+)
+def test_an_unknown_component_lists_the_choices(fail, key, wrong, listed):
+    message = fail(**{key: wrong})
+    assert key.replace("__", ".") in message and wrong in message and listed in message
+
+
 def checkpoint(path, change):
     """A checkpoint of the tiny model after ``change(state_dict)``."""
     from detectron2.modeling import build_model

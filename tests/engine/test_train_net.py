@@ -16,21 +16,21 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(arguments, **environment):
-    """A process of ``train_net.py`` with one thread, its output in one pipe."""
+def start(arguments, script="train_net.py"):
+    """A process of a script on the CPU with one thread, its output in one pipe."""
     return subprocess.Popen(
-        [sys.executable, "train_net.py", *arguments],
+        [sys.executable, script, *arguments],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def run(arguments, **environment):
-    """Return code and output of a finished ``train_net.py``."""
-    process = start(arguments, **environment)
+def run(arguments, script="train_net.py"):
+    """Return code and output of a finished script."""
+    process = start(arguments, script)
     output, _ = process.communicate(timeout=280)
     return process.returncode, output
 
@@ -57,6 +57,17 @@ def test_two_processes_train_and_evaluate_on_the_cpu(command_line, tmp_path):
 
 
 @pytest.mark.slow
+def test_both_ranks_hold_the_same_weights_and_self_balance_state(command_line, tmp_path):
+    arguments = command_line("--num-gpus", "2", SOLVER__MAX_ITER=5)
+    code, output = run([str(tmp_path), *arguments], script="tests/engine/rank_state.py")
+    assert code == 0, output
+    first, second = (json.loads((tmp_path / f"rank{i}.json").read_text()) for i in range(2))
+    assert first == second
+    assert first["weight"] != 50.0  # 12 images in batches of 4: a period is 3 steps
+    assert first["count"] == 2 and first["sum_cls"] > 0 and first["sum_loc"] > 0
+
+
+@pytest.mark.slow
 def test_two_launches_act_as_two_machines(command_line, tmp_path):
     url = f"tcp://127.0.0.1:{free_port()}"
     machines = [
@@ -71,8 +82,9 @@ def test_two_launches_act_as_two_machines(command_line, tmp_path):
     outputs = [machine.communicate(timeout=280)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], "\n".join(outputs)
     assert (tmp_path / "machine0" / "model_final.pth").exists()
-    assert not (tmp_path / "machine1" / "model_final.pth").exists()
-    assert "World size: 2" in outputs[1]
+    assert not (tmp_path / "machine1" / "model_final.pth").exists()  # the second is no main process
+    log = (tmp_path / "machine0" / "log.txt").read_text()
+    assert "Rank of current process: 0. World size: 2" in log
 
 
 @pytest.mark.slow

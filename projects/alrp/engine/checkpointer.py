@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 import torch
 
 from detectron2.checkpoint import DetectionCheckpointer
 
+from ..checkpoint import is_torchvision_resnet, torchvision_to_detectron2
 from ..errors import UserError
+
+_STEM = "stem.conv1.weight"
+# In the backbone but not in a classifier: offsets of deformable convolution; and batch counters.
+_STARTS_AT_ZERO = re.compile(r"\.conv2_offset\.|\.num_batches_tracked$")
 
 
 class CheckedCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, which refuses what it would only warn of.
+
+    It also loads torchvision's ResNets and ResNeXts, by ``torchvision://`` name or from a file,
+    into the backbone.
 
     Args:
         model, save_dir, checkpointables: of :class:`DetectionCheckpointer`.
@@ -48,7 +57,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
-            return super()._load_file(filename)
+            return self._from_torchvision(super()._load_file(filename))
         except OSError:
             raise
         except Exception as error:  # torch.load and pickle document no common exception
@@ -57,6 +66,23 @@ class CheckedCheckpointer(DetectionCheckpointer):
                 f"checkpoint {filename} cannot be read ({reason}); it may be truncated or not a "
                 "PyTorch checkpoint. Copy or download it again."
             ) from error
+
+    def _from_torchvision(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """A checkpoint of a torchvision ResNet under this model's names; others as they are.
+
+        Stages that the model has not are left out; names without a rule stay and are reported.
+        """
+        state, names = checkpoint["model"], self.model.state_dict()
+        prefix = next((n[: -len(_STEM)] for n in names if n.endswith(_STEM)), None)
+        if prefix is None or not is_torchvision_resnet(state):
+            return checkpoint
+        stages = {n[len(prefix) :].split(".")[0] for n in names if n.startswith(prefix)}
+        conversion = torchvision_to_detectron2(state)
+        model = {n: state[n] for n in conversion.leftovers}
+        model.update(
+            {prefix + n: t for n, t in conversion.state.items() if n.split(".")[0] in stages}
+        )
+        return {"model": model, "__author__": "torchvision", "backbone_prefix": prefix}
 
     def _load_model(self, checkpoint: dict[str, Any]):
         for name, value in checkpoint["model"].items():
@@ -78,11 +104,29 @@ class CheckedCheckpointer(DetectionCheckpointer):
         if num_loaded == 0 or (self.complete and (missing or misshapen)):
             raise UserError(
                 "checkpoint does not fit the model: "
-                f"{num_loaded} of its {len(parameters)} parameters fit, {_some('missing', missing)}, "
-                f"{_some('of another shape', misshapen)}, {_some('unknown', unexpected)}. Use the "
-                "config the checkpoint was trained with (architecture, backbone, NUM_CLASSES)."
+                f"{num_loaded} of its {len(parameters)} parameters fit, "
+                f"{_some('missing', missing)}, {_some('of another shape', misshapen)}, "
+                f"{_some('unknown', unexpected)}. Use the config the checkpoint was trained with "
+                "(architecture, backbone, NUM_CLASSES)."
             )
+        if "backbone_prefix" in checkpoint:
+            self._check_backbone(checkpoint["backbone_prefix"], missing, misshapen, unexpected)
         return incompatible
+
+    @staticmethod
+    def _check_backbone(prefix: str, *differences: list[str]) -> None:
+        """Weights of another depth would fit in part, and leave the rest random without a word."""
+        missing, misshapen, unexpected = (
+            [n for n in names if n.startswith(prefix) and not _STARTS_AT_ZERO.search(n)]
+            for names in differences
+        )
+        if missing or misshapen or unexpected:
+            raise UserError(
+                "checkpoint holds another backbone than the model: "
+                f"{_some('missing', missing)}, {_some('of another shape', misshapen)}, "
+                f"{_some('unknown', unexpected)}. Set MODEL.WEIGHTS to weights of the same depth, "
+                "groups and width (MODEL.RESNETS), for example torchvision://resnet50."
+            )
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """As the parent, but a kill in between leaves the old tag instead of an empty one."""

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+from typing import Callable
 import torch
 from torch.multiprocessing import ProcessRaisedException
 
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import launch
+from detectron2.engine import default_argument_parser, launch
+from detectron2.utils.file_io import PathManager
 
+from ..checkpoint import TorchvisionPathHandler
 from ..config import add_alrp_config
 from ..data.datasets.coco_format import register_coco_format
 from ..errors import UserError
 from . import preflight
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's ``default_argument_parser`` with ``--dry-run``."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="train one iteration, report memory and the time of the schedule, write nothing",
+    )
+    return parser
 
 
 def setup_config(args) -> CfgNode:
@@ -46,19 +61,20 @@ def setup_config(args) -> CfgNode:
     return cfg
 
 
-def run_command(main, args) -> int:
+def run_command(main, args, setup: Callable[[argparse.Namespace], CfgNode] = setup_config) -> int:
     """Check the config, launch ``main(args)`` in every process, and report errors of the user.
 
     Args:
         main: function of ``args`` at the top level of a module; it runs in spawned processes if
             there are several.
-        args: of Detectron2's ``default_argument_parser``.
+        args: of :func:`argument_parser` or Detectron2's ``default_argument_parser``.
+        setup: function of ``args`` that gives the config to check.
 
     Returns:
         int: 0, or 1 after a message on standard error.
     """
     try:
-        _check(setup_config(args), args)
+        _check(setup(args), args)
         launch(
             main,
             args.num_gpus,
@@ -89,6 +105,8 @@ def _check(cfg: CfgNode, args) -> None:
             "--eval-only needs a checkpoint, but MODEL.WEIGHTS is empty; add MODEL.WEIGHTS FILE, "
             "or --resume to evaluate the last checkpoint of OUTPUT_DIR."
         )
+    if cfg.MODEL.WEIGHTS.startswith(TorchvisionPathHandler.PREFIX) and not args.resume:
+        PathManager.get_local_path(cfg.MODEL.WEIGHTS)  # here, and not in every process
     if "://" not in cfg.MODEL.WEIGHTS and not os.path.exists(cfg.MODEL.WEIGHTS or os.curdir):
         raise UserError(
             f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r} does not exist; correct the path, or set it to "

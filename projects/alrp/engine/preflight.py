@@ -14,6 +14,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import builtin
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from ..data.datasets.coco_check import CocoSummary, Finding, check_coco_dataset
 from ..data.datasets.coco_format import coco_format_names
@@ -27,8 +28,8 @@ _LOGGER = logging.getLogger(__name__)
 _CLASS_COUNT_NODES = {"Retina": "RETINANET", "Fovea": "FOVEABOX", "RCNN": "ROI_HEADS"}
 
 # Published learning rates at a total batch of 32 images, by MODEL.ALRP.LOSS_TYPE.
-_PUBLISHED_BATCH = 32
-_PUBLISHED_LR = {"alrp": 0.008, "ap": 0.002}
+PUBLISHED_BATCH = 32
+PUBLISHED_LR = {"alrp": 0.008, "ap": 0.002}
 _LR_TOLERANCE = 4.0
 
 
@@ -60,7 +61,7 @@ def check(cfg: CfgNode, *, for_training: bool, world_size: int = 1) -> list[Find
     if for_training:
         findings += _check_labelled(cfg, [s for n, s in summaries.items() if n in train_names])
         findings += _check_solver(cfg, world_size) + _check_learning_rate(cfg)
-    return findings + _check_device(cfg, for_training)
+    return findings + _check_components(cfg) + _check_device(cfg, for_training)
 
 
 def report(findings: Iterable[Finding]) -> None:
@@ -204,17 +205,32 @@ def _check_learning_rate(cfg: CfgNode) -> list[Finding]:
     loss = cfg.MODEL.ALRP.LOSS_TYPE if "ALRP" in cfg.MODEL else "alrp"
     if not cfg.MODEL.META_ARCHITECTURE.startswith("ALRP") or not uses_sgd:
         return []
-    published, batch, lr = _PUBLISHED_LR.get(loss), cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR
+    published, batch, lr = PUBLISHED_LR.get(loss), cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR
     if published is None or batch < 1:
         return []
-    expected = published * batch / _PUBLISHED_BATCH
+    expected = published * batch / PUBLISHED_BATCH
     if expected / _LR_TOLERANCE <= lr <= expected * _LR_TOLERANCE:
         return []
     what = (
-        f"{lr:g} is far from {expected:g}, the published {published:g} for {_PUBLISHED_BATCH} "
+        f"{lr:g} is far from {expected:g}, the published {published:g} for {PUBLISHED_BATCH} "
         f"images scaled to SOLVER.IMS_PER_BATCH {batch}; ranking losses are sensitive to it"
     )
     return [Finding("warning", "SOLVER.BASE_LR", what, f"try SOLVER.BASE_LR {expected:g}")]
+
+
+def _check_components(cfg: CfgNode) -> list[Finding]:
+    """Components named in the config exist."""
+    findings = []
+    for key, name, registry in (
+        ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
+        ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
+    ):
+        if name not in registry:
+            choices = sorted(known for known, _ in registry)
+            what = f"no component {name!r} is registered; there are {', '.join(choices)}"
+            close = difflib.get_close_matches(name, choices, n=1) or choices[:1]
+            findings.append(Finding("error", key, what, f"set {key} {close[0]}"))
+    return findings
 
 
 def _check_device(cfg: CfgNode, for_training: bool) -> list[Finding]:

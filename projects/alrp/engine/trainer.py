@@ -5,10 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from typing import Optional
+from typing import NamedTuple, Optional
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
 
-from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.config import CfgNode
+from detectron2.data import (
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -20,8 +27,28 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 
+from ..data.dataset_mapper import build_mapper
+from ..errors import UserError
 from ..evaluation import LRPEvaluator
 from .checkpointer import CheckedCheckpointer
+
+
+class TrainingParts(NamedTuple):
+    """What a training run is made of.
+
+    Attributes:
+        cfg: config, with the self-balance period filled in.
+        model: in training mode on its device, with random weights, not distributed yet.
+        optimizer: of ``model``.
+        data_loader: of this process's share of each batch.
+        num_images: length of the training set.
+    """
+
+    cfg: CfgNode
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    data_loader: DataLoader
+    num_images: int
 
 
 class Trainer(DefaultTrainer):
@@ -35,18 +62,11 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer.__init__ offers no hook between its parts: it gives CPU models device ids,
         # builds the model before the data, and fixes the checkpointer's class.
         TrainerBase.__init__(self)
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        dataset = self.load_train_dataset(cfg)
-        cfg = set_self_balance_period(cfg, len(dataset))
-        model = self.build_model(cfg)
-        optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg, dataset)
-
-        on_gpu = next(model.parameters()).is_cuda
-        device_ids = [comm.get_local_rank()] if on_gpu else None
-        model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
+        parts = self.build_parts(self.auto_scale_workers(cfg, comm.get_world_size()))
+        cfg, optimizer = parts.cfg, parts.optimizer
+        model = distribute(parts.model)
         trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer_class(model, data_loader, optimizer)
+        self._trainer = trainer_class(model, parts.data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = CheckedCheckpointer(
             model, cfg.OUTPUT_DIR, complete=False, trainer=weakref.proxy(self)
@@ -57,16 +77,26 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     @classmethod
+    def build_parts(cls, cfg) -> TrainingParts:
+        """Data first, as the model needs the length of an epoch; nothing is written."""
+        dataset = cls.load_train_dataset(cfg)
+        cfg = set_self_balance_period(cfg, len(dataset))
+        model = cls.build_model(cfg)
+        optimizer = cls.build_optimizer(cfg, model)
+        loader = cls.build_train_loader(cfg, dataset)
+        return TrainingParts(cfg, model, optimizer, loader, len(dataset))
+
+    @classmethod
     def build_optimizer(cls, cfg, model):
         """As the parent, or AdamW if ``SOLVER.OPTIMIZER`` says so.
 
         Raises:
-            ValueError: for another optimizer.
+            UserError: for another optimizer.
         """
         if cfg.SOLVER.OPTIMIZER == "SGD":
             return super().build_optimizer(cfg, model)
         if cfg.SOLVER.OPTIMIZER != "AdamW":
-            raise ValueError(
+            raise UserError(
                 f'SOLVER.OPTIMIZER must be "SGD" or "AdamW", but is "{cfg.SOLVER.OPTIMIZER}".'
             )
         parameters = get_default_optimizer_params(
@@ -86,10 +116,17 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg, dataset: Optional[list[dict]] = None):
-        """As the parent, from ``dataset`` if it has been loaded already."""
+        """As the parent, by ``INPUT.AUGMENTATION``, from ``dataset`` if it is loaded already."""
         if dataset is None:
             dataset = cls.load_train_dataset(cfg)
-        return build_detection_train_loader(cfg, dataset=dataset)
+        mapper = build_mapper(cfg, is_train=True)
+        return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name: str):
+        """As the parent, with the resize of ``INPUT.AUGMENTATION``."""
+        mapper = build_mapper(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name: str, output_folder: Optional[str] = None):
@@ -105,11 +142,23 @@ class Trainer(DefaultTrainer):
         )
 
 
+def distribute(model: nn.Module, **options) -> nn.Module:
+    """``model`` under DistributedDataParallel if there are several processes, on CPU as well."""
+    device_ids = [comm.get_local_rank()] if next(model.parameters()).is_cuda else None
+    options = {"broadcast_buffers": False, **options}
+    return create_ddp_model(model, device_ids=device_ids, **options)
+
+
+def epoch_length(num_images: int, images_per_batch: int) -> int:
+    """Iterations in which every image is seen once; the last may begin the next epoch."""
+    return max(1, -(-num_images // images_per_batch))
+
+
 def set_self_balance_period(cfg, num_images: int):
     """Config with ``MODEL.ALRP.SELF_BALANCE.PERIOD`` set to one epoch, unless it is set already."""
     if cfg.MODEL.ALRP.SELF_BALANCE.PERIOD > 0:
         return cfg
-    period = max(1, -(-num_images // cfg.SOLVER.IMS_PER_BATCH))
+    period = epoch_length(num_images, cfg.SOLVER.IMS_PER_BATCH)
     logging.getLogger(__name__).info(
         f"Self-balance period: {period} iterations, one epoch of {num_images} images"
     )

@@ -1,7 +1,8 @@
 """Detectron2 models that train with ranking losses; importing this registers them."""
 
-from .backbone import RetinaNetFPN, build_alrp_resnet_fpn_backbone
+from .backbone import LastLevelP6P7NoReLU, RetinaNetFPN, build_alrp_resnet_fpn_backbone
 from .box_regression import BoxDeltaTransform, decode_positives
+from .deform_conv import DeformableBottleneckBlock, DeformConv2d, make_deformable
 from .matcher import ATSSMatcher, MaxIoUMatcher, build_matcher
 from .meta_arch import ALRPRetinaNet
 from .ranking_losses import RankingLosses
@@ -10,10 +11,14 @@ __all__ = [
     "ALRPRetinaNet",
     "ATSSMatcher",
     "BoxDeltaTransform",
+    "DeformConv2d",
+    "DeformableBottleneckBlock",
+    "LastLevelP6P7NoReLU",
     "MaxIoUMatcher",
     "RankingLosses",
     "RetinaNetFPN",
     "build_alrp_resnet_fpn_backbone",
     "build_matcher",
     "decode_positives",
+    "make_deformable",
 ]

@@ -10,6 +10,8 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 
+from .deform_conv import make_deformable
+
 
 class LastLevelP6P7NoReLU(LastLevelP6P7):
     """P6 from C5 and P7 from P6, without the ReLU that Detectron2 puts between them."""
@@ -51,8 +53,18 @@ def build_alrp_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> RetinaNetFPN:
     """ResNet with an FPN on ``MODEL.FPN.IN_FEATURES``, and P6 and P7 if the head reads them.
 
     ``MODEL.RESNETS.NORM`` "BN" with ``MODEL.ALRP.NORM_EVAL`` reproduces the published recipe.
+    Deformable stages (``MODEL.RESNETS.DEFORM_*``) need no compiled operators.
     """
-    bottom_up = build_resnet_backbone(cfg, input_shape)
+    resnets = cfg.MODEL.RESNETS
+    plain_cfg = cfg.clone()
+    plain_cfg.defrost()
+    plain_cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False] * 4
+    bottom_up = make_deformable(
+        build_resnet_backbone(plain_cfg, input_shape),
+        resnets.DEFORM_ON_PER_STAGE,
+        modulated=resnets.DEFORM_MODULATED,
+        num_groups=resnets.DEFORM_NUM_GROUPS,
+    )
     out_channels = cfg.MODEL.FPN.OUT_CHANNELS
     top_block = None
     if {"p6", "p7"} & set(cfg.MODEL.RETINANET.IN_FEATURES):

@@ -19,6 +19,8 @@ from torch import Tensor
 from detectron2.structures import Boxes, pairwise_iou
 from detectron2.structures.boxes import matched_pairwise_iou
 
+from ..errors import UserError
+
 # At most this many distances are held at a time.
 _BLOCK = 1 << 22
 
@@ -146,7 +148,7 @@ def build_matcher(cfg):
     """The matcher named by ``MODEL.ALRP.MATCHER``: "ATSS" or "max_iou".
 
     Raises:
-        ValueError: for any other name.
+        UserError: for any other name.
     """
     name = cfg.MODEL.ALRP.MATCHER
     if name == "ATSS":
@@ -154,7 +156,7 @@ def build_matcher(cfg):
     if name == "max_iou":
         neg_threshold, pos_threshold = cfg.MODEL.RETINANET.IOU_THRESHOLDS
         return MaxIoUMatcher(pos_threshold, neg_threshold, cfg.MODEL.ALRP.MIN_POS_IOU)
-    raise ValueError(f'MODEL.ALRP.MATCHER must be "ATSS" or "max_iou", but is "{name}".')
+    raise UserError(f'MODEL.ALRP.MATCHER must be "ATSS" or "max_iou", but is "{name}".')
 
 
 def _centers(boxes: Tensor) -> Tensor:

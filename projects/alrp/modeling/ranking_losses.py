@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from detectron2.utils.events import get_event_storage, has_event_storage
 
+from ..errors import UserError
 from ..losses import SelfBalance, alrp_loss, ap_loss, localization_error
 
 # Reading a scalar from a GPU stalls it, and writers look at this period only.
@@ -29,7 +30,7 @@ class RankingLosses(nn.Module):
         prefix: of the names of logged scalars.
 
     Raises:
-        ValueError: for another ``loss_type``.
+        UserError: for another ``loss_type``.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class RankingLosses(nn.Module):
     ) -> None:
         super().__init__()
         if loss_type not in ("alrp", "ap"):
-            raise ValueError(f'MODEL.ALRP.LOSS_TYPE must be "alrp" or "ap", but is "{loss_type}".')
+            raise UserError(f'MODEL.ALRP.LOSS_TYPE must be "alrp" or "ap", but is "{loss_type}".')
         self.num_classes = num_classes
         self.loss_type = loss_type
         self.delta = delta

@@ -1,0 +1,153 @@
+"""Training and evaluation from a LazyConfig, with the parts and checks of the YAML command.
+
+A config has ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier`` and ``train`` as in
+Detectron2, and optionally ``dataloader.coco_format``, a list like ``DATASETS.COCO_FORMAT``.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Callable
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, default_writers, hooks
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils import comm
+from detectron2.utils.registry import locate
+
+from ..config import add_alrp_config
+from ..data.datasets.coco_format import register_coco_format
+from ..errors import UserError
+from .checkpointer import CheckedCheckpointer
+from .trainer import TrainingParts, distribute, epoch_length
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def setup_lazy_config(args) -> DictConfig:
+    """Config of a command, with its COCO-format datasets registered.
+
+    Without a GPU ``train.device`` starts as "cpu"; overrides may change it.
+
+    Args:
+        args: of ``argument_parser``; overrides are written ``path.key=value``.
+
+    Raises:
+        UserError: if the file or an override does not fit.
+    """
+    try:
+        cfg = LazyConfig.load(args.config_file)
+        if not torch.cuda.is_available():
+            cfg.train.device = "cpu"
+        cfg = LazyConfig.apply_overrides(cfg, args.opts or [])
+    except Exception as error:  # a config is Python code, and hydra documents no exceptions
+        raise UserError(
+            f"config: {type(error).__name__}: {error}. Check --config-file {args.config_file!r}, "
+            "which must be a Python LazyConfig (train_net.py takes YAML), and the path.key=value "
+            "overrides, which must come after all --options."
+        ) from error
+    register_coco_format(as_cfg_node(cfg))
+    return cfg
+
+
+def as_cfg_node(cfg: DictConfig) -> CfgNode:
+    """The keys that the checks and the dry run read, from their places in a LazyConfig."""
+    node = get_cfg()
+    add_alrp_config(node)
+    train, loader, model = cfg.train, cfg.dataloader, cfg.model
+    architecture = _target_name(model)
+    if architecture in META_ARCH_REGISTRY:
+        node.MODEL.META_ARCHITECTURE = architecture
+    node.MODEL.RETINANET.NUM_CLASSES = model.get("num_classes", 80)
+    if "ranking_losses" in model:
+        node.MODEL.ALRP.LOSS_TYPE = model.ranking_losses.get("loss_type", "alrp")
+    node.MODEL.DEVICE = train.device
+    node.MODEL.WEIGHTS = train.init_checkpoint or ""
+    node.DATASETS.TRAIN = _as_tuple(loader.train.dataset.names)
+    node.DATASETS.TEST = _as_tuple(loader.test.dataset.names)
+    node.DATASETS.COCO_FORMAT = OmegaConf.to_container(
+        OmegaConf.create(loader.get("coco_format", []))
+    )
+    node.SOLVER.IMS_PER_BATCH = loader.train.total_batch_size
+    node.SOLVER.OPTIMIZER = _target_name(cfg.optimizer)
+    node.SOLVER.BASE_LR = float(cfg.optimizer.lr)
+    node.SOLVER.AMP.ENABLED = train.amp.enabled
+    # The milestones of a multiplier are relative, so that none can lie beyond the end.
+    node.SOLVER.MAX_ITER, node.SOLVER.STEPS = train.max_iter, ()
+    node.OUTPUT_DIR = train.output_dir
+    node.freeze()
+    return node
+
+
+def build_lazy_parts(cfg: DictConfig) -> TrainingParts:
+    """Data first, as the model needs the length of an epoch; nothing is written."""
+    options = cfg.dataloader.train
+    dataset = instantiate(options.dataset)
+    losses = cfg.model.get("ranking_losses") or {}
+    if losses.get("self_balance") and not losses.self_balance.get("period"):
+        period = epoch_length(len(dataset), options.total_batch_size)
+        losses.self_balance.period = period
+        _LOGGER.info(f"Self-balance period: {period} iterations, one epoch")
+    model = instantiate(cfg.model).to(cfg.train.device).train()
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    # Not by instantiate(), which would read the dataset again.
+    build = locate(options._target_) if isinstance(options._target_, str) else options._target_
+    others = {k: instantiate(v) for k, v in options.items() if k not in ("_target_", "dataset")}
+    loader = build(dataset=dataset, **others)
+    return TrainingParts(as_cfg_node(cfg), model, optimizer, loader, len(dataset))
+
+
+def train_lazy(cfg: DictConfig, *, resume: bool = False) -> None:
+    """Train; evaluate every ``train.eval_period`` iterations and at the end."""
+    parts = build_lazy_parts(cfg)
+    model = distribute(parts.model, **cfg.train.ddp)
+    trainer_class = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
+    trainer = trainer_class(model, parts.data_loader, parts.optimizer)
+    checkpointer = CheckedCheckpointer(model, cfg.train.output_dir, complete=False, trainer=trainer)
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            *_main_only(lambda: hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)),
+            hooks.EvalHook(cfg.train.eval_period, lambda: evaluate_lazy(cfg, model)),
+            # Behind the evaluation, to write its results.
+            *_main_only(lambda: _writer(cfg)),
+        ]
+    )
+    checkpointer.resume_or_load(cfg.train.init_checkpoint or "", resume=resume)
+    resumed = resume and checkpointer.has_checkpoint()
+    trainer.train(trainer.iter + 1 if resumed else 0, cfg.train.max_iter)
+
+
+def evaluate_lazy(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+    """Results of ``dataloader.evaluator`` on ``dataloader.test``; empty but on the main process."""
+    results = inference_on_dataset(
+        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    )
+    if comm.is_main_process():
+        print_csv_format(results)
+    return results
+
+
+def _main_only(build: Callable[[], HookBase]) -> list[HookBase]:
+    return [build()] if comm.is_main_process() else []
+
+
+def _writer(cfg: DictConfig) -> HookBase:
+    writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
+    return hooks.PeriodicWriter(writers, period=cfg.train.log_period)
+
+
+def _target_name(node: DictConfig) -> str:
+    """Last part of the name of what a node calls."""
+    target = node._target_
+    return target.rsplit(".", 1)[-1] if isinstance(target, str) else target.__name__
+
+
+def _as_tuple(names) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)

@@ -1,0 +1,25 @@
+"""Train with Detectron2's launcher; every rank writes its state: rank_state.py FOLDER OPTIONS..."""
+
+import json
+import sys
+from pathlib import Path
+
+from detectron2.engine import default_argument_parser, launch
+from detectron2.utils import comm
+
+from alrp.engine import Trainer, setup_config
+
+
+def main(args, folder):
+    trainer = Trainer(setup_config(args))
+    trainer.train()
+    model = trainer.model.module
+    balance = model.ranking_losses.self_balance
+    state = {name: value.item() for name, value in balance.state_dict().items()}
+    state["parameters"] = sum(p.double().sum().item() for p in model.parameters())
+    (folder / f"rank{comm.get_rank()}.json").write_text(json.dumps(state))
+
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args(sys.argv[2:])
+    launch(main, args.num_gpus, dist_url="auto", args=(args, Path(sys.argv[1])))

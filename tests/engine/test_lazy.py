@@ -1,0 +1,112 @@
+"""The command for LazyConfig files: training, resuming, evaluation, a dry run, mistakes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+import pytest
+import torch
+
+from alrp.engine import argument_parser, run_command
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = str(ROOT / "configs" / "COCO-Detection" / "alrp_retinanet_R_50_FPN_ATSS_100e.py")
+
+
+@pytest.fixture(scope="module")
+def lazyconfig_train_net():
+    """The module ``lazyconfig_train_net`` of the repository root."""
+    path = ROOT / "lazyconfig_train_net.py"
+    spec = importlib.util.spec_from_file_location("lazyconfig_train_net", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(lazyconfig_train_net, shapes, tmp_path):
+    """Status of a command on tiny images; further overrides as "path.key=value"."""
+    entries = [
+        [f"{shapes.name}_{split}", f"{shapes}/annotations/{split}.json", f"{shapes}/{split}"]
+        for split in ("train", "val")
+    ]
+    overrides = [
+        f"dataloader.coco_format={json.dumps(entries)}",
+        f"dataloader.train.dataset.names={entries[0][0]}",
+        f"dataloader.test.dataset.names={entries[1][0]}",
+        "dataloader.train.total_batch_size=2",
+        "dataloader.train.num_workers=0",
+        "dataloader.test.num_workers=0",
+        "dataloader.train.mapper.augmentations.3.size=64",
+        "dataloader.test.mapper.augmentations.0.max_short=64",
+        "model.num_classes=3",
+        "model.head.conv_dims=[16]",
+        "optimizer.lr=0.0005",
+        "train.init_checkpoint=''",
+        "train.max_iter=2",
+        "train.eval_period=0",
+        "train.checkpointer.period=1",
+        f"train.output_dir={tmp_path / 'output'}",
+    ]
+
+    def command(*options, more=()):
+        arguments = ["--config-file", CONFIG, *options, *overrides, *more]
+        args = argument_parser().parse_args(arguments)
+        return run_command(lazyconfig_train_net.main, args, setup=lazyconfig_train_net.setup)
+
+    return command
+
+
+@pytest.mark.slow
+def test_training_resuming_and_evaluation(run, tmp_path):
+    folder = tmp_path / "output"
+    assert run() == 0
+    state = torch.load(folder / "model_final.pth")
+    assert state["iteration"] == 1
+    assert state["model"]["ranking_losses.self_balance.count"] == 2
+
+    assert run("--resume", more=["train.max_iter=3", "train.eval_period=3"]) == 0
+    resumed = torch.load(folder / "model_final.pth")
+    assert resumed["iteration"] == 2
+    assert resumed["model"]["ranking_losses.self_balance.count"] == 3
+    results = json.loads((folder / "inference" / "lrp_results.json").read_text())
+    assert set(results["per_class"]) == {"disc", "rectangle", "triangle"}
+
+    evaluated = tmp_path / "evaluated"
+    more = [f"train.init_checkpoint={folder / 'model_final.pth'}", f"train.output_dir={evaluated}"]
+    assert run("--eval-only", more=more) == 0
+    assert json.loads((evaluated / "inference" / "lrp_results.json").read_text()) == results
+
+
+def test_a_dry_run_fills_in_the_epoch_and_writes_nothing(run, capsys, tmp_path):
+    assert run("--dry-run") == 0
+    rows = capsys.readouterr().out
+    assert "12 images = 6 iterations" in rows
+    assert "0.0005 = 0.008 at the reference batch of 32 (published: 0.008)" in rows
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("train.no_such_key.deep=1", "no_such_key"),
+        ("model.num_classes=80", "3"),
+        ("dataloader.train.dataset.names=my_train", "'my_train'"),
+        ("train.init_checkpoint=none.pth", "does not exist"),
+    ],
+)
+def test_mistakes_end_with_one_message_before_anything_is_made(
+    run, capsys, tmp_path, override, message
+):
+    assert run(more=[override]) == 1
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 1 and message in error.split("error: ")[1]
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_yaml_file_is_sent_to_the_other_command(lazyconfig_train_net, capsys):
+    config = str(ROOT / "configs" / "Base-ALRP-RetinaNet.yaml")
+    args = argument_parser().parse_args(["--config-file", config])
+    status = run_command(lazyconfig_train_net.main, args, setup=lazyconfig_train_net.setup)
+    assert status == 1 and "train_net.py takes YAML" in capsys.readouterr().err
