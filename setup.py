@@ -35,7 +35,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "plot": ["matplotlib>=3.5"],
-        "dev": ["pytest>=7", "hypothesis>=6", "matplotlib>=3.5", "black", "isort>=5", "flake8"],
+        "plot": ["matplotlib>=3.7"],
+        "dev": ["pytest>=7", "hypothesis>=6", "matplotlib>=3.7", "black", "isort>=5", "flake8"],
     },
 )

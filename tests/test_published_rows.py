@@ -1,4 +1,4 @@
-"""Every published RetinaNet row: its numbers, its network, and the same from YAML and Lazy files."""
+"""Every published RetinaNet row: its numbers, its network, and YAML and Lazy files that agree."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from PIL import Image
 from torch.testing import assert_close
 
 from detectron2.config import LazyConfig, get_cfg, instantiate
-from detectron2.data import DatasetMapper
 from detectron2.modeling import build_model
 from detectron2.solver import LRMultiplier, build_lr_scheduler
 from detectron2.structures import Boxes, BoxMode, Instances
@@ -218,7 +217,7 @@ def record(tmp_path):
 def test_both_files_feed_the_same_images(name, is_train, record):
     cfg, lazy = load_yaml(name), load_lazy(name)
     mappers = (
-        build_mapper(cfg, is_train) or DatasetMapper(cfg, is_train),
+        build_mapper(cfg, is_train),
         instantiate(lazy.dataloader["train" if is_train else "test"].mapper),
     )
     outputs = []
@@ -240,9 +239,17 @@ def image():
     return {"image": pixels.float(), "instances": instances, "height": 64, "width": 64}
 
 
+def tame(model):
+    """Without statistics of its own, batch norm lets a hundred random layers explode."""
+    for name, tensor in model.state_dict().items():
+        if name.endswith("conv3.norm.weight"):
+            tensor.fill_(0.1)
+    return model
+
+
 @pytest.mark.parametrize("name", WITH_SLOW)
 def test_both_files_train_alike_and_infer(name):
-    model, lazy_model = build_both(name, "cpu")
+    model, lazy_model = map(tame, build_both(name, "cpu"))
     losses, lazy_losses = model([image()]), lazy_model([image()])
     assert set(losses) == {"loss_cls", "loss_box_reg"}
     assert_close(lazy_losses, losses, rtol=0, atol=0)

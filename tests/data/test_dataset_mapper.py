@@ -305,10 +305,16 @@ def test_test_images_need_no_annotations_and_no_size(cfg, record_of):
 # Choices and mistakes
 
 
-def test_the_stock_mapper_is_the_default():
+def test_the_stock_mapper_is_the_default_and_names_an_image_it_cannot_read(tmp_path):
     cfg = get_cfg()
     add_alrp_config(cfg)
-    assert build_mapper(cfg, True) is None and build_mapper(cfg, False) is None
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    for is_train in (True, False):
+        mapper = build_mapper(cfg, is_train)
+        assert isinstance(mapper, DatasetMapper)
+        with pytest.raises(UserError, match="broken.png: expected an image file"):
+            mapper({"file_name": str(broken), "annotations": []})
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ def main(args, folder):
     balance = model.ranking_losses.self_balance
     state = {name: value.item() for name, value in balance.state_dict().items()}
     state["parameters"] = sum(p.double().sum().item() for p in model.parameters())
+    # Batch norm statistics come from each rank's own images until the evaluation.
+    state["buffers"] = sum(b.double().sum().item() for b in model.buffers())
     (folder / f"rank{comm.get_rank()}.json").write_text(json.dumps(state))
 
 

@@ -90,7 +90,8 @@ def test_a_dry_run_fills_in_the_epoch_and_writes_nothing(run, capsys, tmp_path):
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("train.no_such_key.deep=1", "no_such_key"),
+        ("train.max_itr=5", "'train.max_itr'"),
+        ("no_such.key=5", "'no_such.key'"),
         ("model.num_classes=80", "3"),
         ("dataloader.train.dataset.names=my_train", "'my_train'"),
         ("train.init_checkpoint=none.pth", "does not exist"),

@@ -129,11 +129,105 @@ def test_an_unknown_config_key(fail):
         ("MODEL__ALRP__MATCHER", "atss", '"ATSS" or "max_iou"'),
         ("MODEL__ALRP__LOSS_TYPE", "focal", '"alrp" or "ap"'),
         ("SOLVER__OPTIMIZER", "Adam", '"SGD" or "AdamW"'),
+        ("INPUT__AUGMENTATION", "ssd", "['detectron2', 'published']"),
     ],
 )
 def test_an_unknown_component_lists_the_choices(fail, key, wrong, listed):
     message = fail(**{key: wrong})
     assert key.replace("__", ".") in message and wrong in message and listed in message
+
+
+@pytest.mark.parametrize(
+    "key, wrong, expected",
+    [
+        ("MODEL__ALRP__DELTA", 0.0, "a number > 0"),
+        ("MODEL__ALRP__TAU", 1.0, "a number in [0, 1)"),
+        ("MODEL__ATSS__TOPK", 0, "1 or more"),
+        ("MODEL__RETINANET__IOU_THRESHOLDS", [0.5, 0.4], "[low, high]"),
+        ("MODEL__ALRP__SELF_BALANCE__PERIOD", -1, "iterations, or 0"),
+        ("MODEL__ALRP__SELF_BALANCE__INIT_WEIGHT", 0.0, "a number > 0"),
+        ("MODEL__FPN__OUT_CHANNELS", 40, "a multiple of 32"),
+        ("MODEL__DEVICE", "gpu", "cpu, cuda or cuda:N"),
+        ("SOLVER__MAX_ITER", 0, "at least 1 iteration"),
+    ],
+)
+def test_a_number_out_of_range(fail, tmp_path, key, wrong, expected):
+    message = fail(**{key: wrong})
+    assert f"{key.replace('__', '.')}: expected {expected}" in message
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    "text, said", [("MODEL: [", "config: "), ("SOLVER: {BASE_LR: {X: 1}}", "config: ")]
+)
+def test_a_config_file_that_is_not_one(train_net, capsys, tmp_path, text, said):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    args = default_argument_parser().parse_args(["--config-file", str(path)])
+    assert run_command(train_net.main, args) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {said}") and str(path) in error
+
+
+def test_a_lazy_config_is_sent_to_its_own_command(train_net, capsys):
+    args = default_argument_parser().parse_args(["--config-file", "config.py"])
+    assert run_command(train_net.main, args) == 1
+    assert "lazyconfig_train_net.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options", [("--num-gpus", "-1"), ("--num-machines", "0"), ("--machine-rank", "1")]
+)
+def test_an_impossible_number_of_processes(fail, options):
+    assert "--num-gpus >= 0" in fail(*options)
+
+
+def test_an_output_folder_that_is_a_file(fail, tmp_path):
+    (tmp_path / "output").write_text("mine")
+    assert "cannot be written" in fail()
+    assert (tmp_path / "output").read_text() == "mine"
+
+
+def test_annotation_ids_that_pycocotools_takes_for_no_match(fail, spoiled):
+    def number_from_zero(_, annotations):
+        for i, annotation in enumerate(annotations["annotations"]):
+            annotation["id"] = i
+
+    entry = spoiled(number_from_zero)
+    entry["DATASETS__TRAIN"] = ()
+    message = fail("--eval-only", **entry)
+    assert "the id 0" in message and "number the annotations from 1" in message
+
+
+def test_resuming_an_evaluation_without_a_checkpoint(fail, tmp_path):
+    assert "holds none to --resume" in fail("--eval-only", "--resume")
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_broken_image_outside_the_sample_is_named_by_a_loader_process(fail, spoiled):
+    def break_after_the_check(folder, annotations):
+        # The check reads the header and the pixels of a sample; this file passes it by its size.
+        first = annotations["images"][0]
+        annotations["images"] += [
+            {**first, "id": 1000 + i, "file_name": first["file_name"]} for i in range(400)
+        ]
+        annotations["images"].append({**first, "id": 5000, "file_name": "broken.png"})
+        box = annotations["annotations"][0]
+        annotations["annotations"] = [{**box, "id": 5000 + i, "image_id": 5000} for i in range(1)]
+        (folder / "train" / "broken.png").write_bytes(b"no picture")
+
+    entry = spoiled(break_after_the_check)
+    message = fail(
+        DATALOADER__NUM_WORKERS=1, **{**entry, "DATASETS__TEST": entry["DATASETS__TRAIN"]}
+    )
+    assert "broken.png" in message
+
+
+def test_divergence_is_named_and_leaves_no_final_model(command_line, train_net, capsys, tmp_path):
+    command = command_line(SOLVER__BASE_LR=1e30, SOLVER__WARMUP_ITERS=0, SOLVER__MAX_ITER=20)
+    assert run_command(train_net.main, default_argument_parser().parse_args(command)) == 1
+    assert "NaN or Inf" in capsys.readouterr().err.rpartition("error: ")[2]
+    assert not (tmp_path / "output" / "model_final.pth").exists()
 
 
 def checkpoint(path, change):
@@ -167,7 +261,7 @@ def test_a_checkpoint_with_another_number_of_classes_is_not_evaluated(fail, comm
 
     path = checkpoint(tmp_path / "other.pth", shrink)(command_line())
     message = fail("--eval-only", MODEL__WEIGHTS=path)
-    assert "head.cls_score.bias (5,) instead of (6,)" in message
+    assert "head.cls_score.bias (8,) instead of (9,)" in message
     assert not (tmp_path / "output" / "inference").exists()
 
 
@@ -180,6 +274,33 @@ def test_nan_weights(fail, command_line, tmp_path, options):
     message = fail(*options, MODEL__WEIGHTS=path)
     assert "head.cls_score.bias holds NaN or Inf" in message
     assert not (tmp_path / "output" / "inference").exists()
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ({"meta": {}, "state_dict": {"a": torch.zeros(1)}}, "'state_dict', as MMDetection's do"),
+        ([torch.zeros(1)], "no mapping from names to tensors"),
+        ({"model": [1, 2]}, "no mapping from names to tensors"),
+    ],
+)
+def test_a_checkpoint_of_another_layout(fail, tmp_path, content, said):
+    torch.save(content, tmp_path / "other.pth")
+    assert said in fail("--eval-only", MODEL__WEIGHTS=tmp_path / "other.pth")
+
+
+def test_fine_tuning_starts_a_self_balance_period_afresh(command_line, train_net, tmp_path):
+    def leave_unfinished(state):
+        state["ranking_losses.self_balance.weight"].fill_(3.0)
+        state["ranking_losses.self_balance.count"].fill_(3000)
+        state["ranking_losses.self_balance.sum_cls"].fill_(2000.0)
+
+    path = checkpoint(tmp_path / "other.pth", leave_unfinished)(command_line())
+    command = command_line(MODEL__WEIGHTS=path, SOLVER__MAX_ITER=2)
+    assert run_command(train_net.main, default_argument_parser().parse_args(command)) == 0
+    saved = torch.load(tmp_path / "output" / "model_final.pth")["model"]
+    assert saved["ranking_losses.self_balance.weight"] == 3.0
+    assert saved["ranking_losses.self_balance.count"] == 2
 
 
 def test_a_truncated_checkpoint(fail, command_line, tmp_path):
@@ -217,7 +338,7 @@ def test_the_exit_status_under_two_processes(command_line, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
     )
     assert done.returncode == 1
     assert done.stderr.count("error: checkpoint does not fit the model") == 1

@@ -46,7 +46,7 @@ class Dataset:
                 {"id": i, "file_name": f"{i}.png", "width": 40, "height": 32} for i in range(1, 5)
             ],
             "annotations": [
-                {"id": i, "image_id": 1 + i // 2, "category_id": 1 + i % 2}
+                {"id": 1 + i, "image_id": 1 + i // 2, "category_id": 1 + i % 2}
                 | {"bbox": [1.0, 2.0, 10.0, 20.0], "area": 200.0, "iscrowd": 0}
                 for i in range(8)
             ],
@@ -275,13 +275,13 @@ def test_repeated_annotation_ids_of_minival_pass_as_they_do_in_the_loader(cfg, t
 def test_an_unknown_reference_is_found(cfg, train, field, key):
     train.content["annotations"][3][field] = 99
     train.write()
-    _assert_one(cfg, "error", TRAIN, f"annotation 3 has {field} 99", f"missing {key}")
+    _assert_one(cfg, "error", TRAIN, f"annotation 4 has {field} 99", f"missing {key}")
 
 
 def test_the_ignore_flag_is_found(cfg, train):
     train.content["annotations"][4]["ignore"] = 1
     train.write()
-    _assert_one(cfg, "error", TRAIN, "annotation 4", "iscrowd")
+    _assert_one(cfg, "error", TRAIN, "annotation 5", "iscrowd")
 
 
 # Classes
@@ -301,7 +301,9 @@ def test_a_wrong_class_count_brings_the_exact_override(cfg, architecture, node):
 def test_the_class_count_of_a_fovea_box_is_checked(cfg):
     cfg.MODEL.META_ARCHITECTURE = "FoveaBox"
     cfg.MODEL.FOVEABOX = type(cfg)({"NUM_CLASSES": 3})
-    _assert_one(cfg, "error", "MODEL.FOVEABOX.NUM_CLASSES", "3 classes, but", "NUM_CLASSES 2")
+    where = "MODEL.FOVEABOX.NUM_CLASSES"
+    finding = _only([f for f in check(cfg, for_training=True) if f.where == where])
+    assert "3 classes, but" in finding.what and "NUM_CLASSES 2" in finding.fix
 
 
 def test_other_categories_in_the_test_set_are_found(cfg, val):
@@ -328,10 +330,10 @@ def test_the_order_in_the_file_does_not_matter_where_ids_agree(cfg, val):
 @pytest.mark.parametrize("box", [[5, 5, 0, 4], [5, 5, 4, 0], [5, 5, -2, 4]], ids=str)
 def test_an_empty_box_is_an_error_in_training_and_a_warning_in_testing(cfg, train, val, box):
     train.set_boxes(box)
-    _assert_one(cfg, "error", TRAIN, f"annotation 0 in 1.png: {box}", "[x, y, width, height]")
+    _assert_one(cfg, "error", TRAIN, f"annotation 1 in 1.png: {box}", "[x, y, width, height]")
     train.set_boxes([5, 5, 4, 4])
     val.set_boxes(box)
-    _assert_one(cfg, "warning", VAL, f"annotation 0 in 1.png: {box}")
+    _assert_one(cfg, "warning", VAL, f"annotation 1 in 1.png: {box}")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
@@ -340,7 +342,7 @@ def test_a_box_that_is_not_finite_is_found(cfg, train, value, position):
     box = [5.0, 5.0, 4.0, 4.0]
     box[position] = value
     train.set_boxes(box)
-    _assert_one(cfg, "error", TRAIN, "1 boxes have a number that is not finite: annotation 0")
+    _assert_one(cfg, "error", TRAIN, "1 boxes have a number that is not finite: annotation 1")
 
 
 @pytest.mark.parametrize(
@@ -348,14 +350,14 @@ def test_a_box_that_is_not_finite_is_found(cfg, train, value, position):
 )
 def test_a_box_outside_its_image_is_found(cfg, train, box):
     train.set_boxes(box)
-    _assert_one(cfg, "error", TRAIN, "no overlap with their image: annotation 0 in 1.png")
+    _assert_one(cfg, "error", TRAIN, "no overlap with their image: annotation 1 in 1.png")
 
 
 def test_bad_boxes_are_counted_and_the_first_three_listed(cfg, train):
     train.set_boxes(*[[5, 5, 0, 4]] * 5)
     what = _only(check(cfg, for_training=True)).what
     assert what.startswith("5 boxes have") and what.endswith("and 2 more")
-    assert "annotation 2 in 2.png" in what and "annotation 3" not in what
+    assert "annotation 3 in 2.png" in what and "annotation 4" not in what
 
 
 def test_a_box_below_one_pixel_is_a_warning(cfg, train):

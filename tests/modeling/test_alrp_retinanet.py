@@ -239,7 +239,9 @@ def test_anchors_beyond_the_own_padding_of_an_image_are_ignored():
         [torch.zeros(1, 1, 128 // 2**i, 160 // 2**i) for i in (3, 4, 5)]
     )
     small = image(70, 90, [[5, 5, 40, 50]], [1])["instances"]  # padded to 96 x 96
-    labels, _ = model.label_anchors(anchors, [small])
+    large = image(128, 160)["instances"]
+    labels, _ = model.label_anchors(anchors, [small, large])
+    assert (labels[1] >= 0).all()
     centers = Boxes.cat(anchors).get_centers()
     outside = (centers[:, 0] > 95.5) | (centers[:, 1] > 95.5)
     assert torch.equal(labels[0] == -1, outside)

@@ -46,7 +46,7 @@ def overrides(root, **more):
         "DATASETS.COCO_FORMAT": datasets,
         "DATASETS.TRAIN": ("tiny_train",),
         "DATASETS.TEST": ("tiny_val",),
-        "MODEL.FPN.OUT_CHANNELS": 16,
+        "MODEL.FPN.OUT_CHANNELS": 32,
         "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
         "INPUT.MIN_SIZE_TRAIN": (64,),
         "INPUT.MAX_SIZE_TRAIN": 64,
@@ -76,7 +76,7 @@ def run(script, arguments, cwd):
         },
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
     )
 
 

@@ -104,7 +104,7 @@ def test_lr_drops_are_marked_between_the_rows_around_them():
 def test_warm_up_and_cosine_schedule_have_no_drops():
     rows = metrics_rows()
     for i, row in enumerate(rows):
-        row["lr"] = min(i / 5, 1) * (1 + np.cos(0.09 * i))
+        row["lr"] = min(i / 5, 1) * (1 + np.cos(np.pi * i / len(rows)))
     assert texts(plot_losses(rows)) == []
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import numpy as np
-from typing import NamedTuple, Optional, Sequence
+from contextlib import contextmanager
+from typing import Iterator, NamedTuple, Optional, Sequence
 import torch
 
 from detectron2.config import CfgNode, configurable
-from detectron2.data import detection_utils
+from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 
@@ -24,8 +25,8 @@ from .augmentation import (
 _CHOICES = ("detectron2", "published")
 
 
-def build_mapper(cfg: CfgNode, is_train: bool) -> Optional[ALRPDatasetMapper]:
-    """Mapper of ``INPUT.AUGMENTATION``; None for "detectron2", whose loaders have their own.
+def build_mapper(cfg: CfgNode, is_train: bool) -> DatasetMapper | ALRPDatasetMapper:
+    """Mapper of ``INPUT.AUGMENTATION``: "published", or Detectron2's own.
 
     Raises:
         UserError: if there is no such choice, or another key does not go with it.
@@ -35,7 +36,17 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> Optional[ALRPDatasetMapper]:
             f"INPUT.AUGMENTATION: expected one of {list(_CHOICES)}, but got "
             f"{cfg.INPUT.AUGMENTATION!r}; set it to one of them."
         )
-    return ALRPDatasetMapper(cfg, is_train) if cfg.INPUT.AUGMENTATION == "published" else None
+    mapper = ALRPDatasetMapper if cfg.INPUT.AUGMENTATION == "published" else NamingDatasetMapper
+    return mapper(cfg, is_train)
+
+
+class NamingDatasetMapper(DatasetMapper):
+    """Detectron2's mapper, which names the image that it cannot read."""
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """As the parent; UserError instead of an error of the image library."""
+        with _naming(dataset_dict):
+            return super().__call__(dataset_dict)
 
 
 class ALRPDatasetMapper:
@@ -119,15 +130,22 @@ class ALRPDatasetMapper:
 
     def _read_image(self, record: dict) -> np.ndarray:
         """Image (H, W, 3) uint8; checks ``width`` and ``height`` of the record, or adds them."""
-        try:
+        with _naming(record):
             image = detection_utils.read_image(record["file_name"], format=self.image_format)
             detection_utils.check_image_size(record, image)
-        except (OSError, SyntaxError, detection_utils.SizeMismatchError) as error:
-            raise UserError(
-                f"{record['file_name']}: expected an image file of the size that its annotation "
-                f"states, but got: {error}. Replace the file or correct the dataset."
-            ) from error
         return image
+
+
+@contextmanager
+def _naming(record: dict) -> Iterator[None]:
+    """Turn a failure to read the image of a record into a UserError that names it."""
+    try:
+        yield
+    except (OSError, SyntaxError, detection_utils.SizeMismatchError) as error:
+        raise UserError(
+            f"{record['file_name']}: expected an image file of the size that its annotation "
+            f"states, but got: {error}. Replace the file or correct the dataset."
+        ) from error
 
 
 class _Annotations(NamedTuple):

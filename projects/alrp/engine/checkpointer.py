@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import os
 import re
 from typing import Any
@@ -11,6 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from ..checkpoint import is_torchvision_resnet, torchvision_to_detectron2
 from ..errors import UserError
+from ..losses import SelfBalance
 
 _STEM = "stem.conv1.weight"
 # In the backbone but not in a classifier: offsets of deformable convolution; and batch counters.
@@ -35,9 +37,18 @@ class CheckedCheckpointer(DetectionCheckpointer):
         self.complete = complete
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As the parent; a checkpoint resumed from must be complete."""
-        self.complete = self.complete or (resume and self.has_checkpoint())
-        return super().resume_or_load(path, resume=resume)
+        """As the parent; a checkpoint resumed from must be complete.
+
+        Weights of another training bring their self-balance weight, but not its unfinished period.
+        """
+        resumed = resume and self.has_checkpoint()
+        self.complete = self.complete or resumed
+        extra = super().resume_or_load(path, resume=resume)
+        if not resumed:
+            for module in self.model.modules():
+                if isinstance(module, SelfBalance):
+                    module.reset()
+        return extra
 
     def load(self, path: str, *args, **kwargs) -> dict[str, Any]:
         """As the parent.
@@ -45,19 +56,24 @@ class CheckedCheckpointer(DetectionCheckpointer):
         Raises:
             UserError: if the file is missing, unreadable, of another model, or not finite.
         """
+        if not path and self.complete:
+            raise UserError(
+                "no checkpoint: MODEL.WEIGHTS is empty, and random weights are no result; set "
+                "MODEL.WEIGHTS to a file."
+            )
         try:
             return super().load(path, *args, **kwargs)
         except UserError:
             raise
         except (AssertionError, OSError) as error:
             raise UserError(
-                f"checkpoint {path}: {error} Set MODEL.WEIGHTS to an existing file, or to '' to "
-                "start training from random weights."
+                f"checkpoint {path}: {error} Correct MODEL.WEIGHTS, or, with --resume, the name in "
+                f"{os.path.join(self.save_dir, 'last_checkpoint')}."
             ) from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
-            return self._from_torchvision(super()._load_file(filename))
+            checkpoint = super()._load_file(filename)
         except OSError:
             raise
         except Exception as error:  # torch.load and pickle document no common exception
@@ -66,6 +82,8 @@ class CheckedCheckpointer(DetectionCheckpointer):
                 f"checkpoint {filename} cannot be read ({reason}); it may be truncated or not a "
                 "PyTorch checkpoint. Copy or download it again."
             ) from error
+        _check_is_state_dict(checkpoint["model"], filename)
+        return self._from_torchvision(checkpoint)
 
     def _from_torchvision(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         """A checkpoint of a torchvision ResNet under this model's names; others as they are.
@@ -134,6 +152,21 @@ class CheckedCheckpointer(DetectionCheckpointer):
         with open(path + ".tmp", "w") as f:
             f.write(last_filename_basename)
         os.replace(path + ".tmp", path)
+
+
+def _check_is_state_dict(state: Any, filename: str) -> None:
+    """Raise a UserError unless ``state`` maps names to arrays."""
+    if isinstance(state, dict) and "state_dict" in state:
+        raise UserError(
+            f"checkpoint {filename} holds its weights under 'state_dict', as MMDetection's do, "
+            "with the names of another framework; convert it to Detectron2's names first."
+        )
+    arrays = (torch.Tensor, np.ndarray)
+    if not isinstance(state, dict) or not all(isinstance(x, arrays) for x in state.values()):
+        raise UserError(
+            f"checkpoint {filename} holds no mapping from names to tensors; pass a file written by "
+            "Detectron2 or a state dict saved by torch.save."
+        )
 
 
 def _some(what: str, items: list[str]) -> str:

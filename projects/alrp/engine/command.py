@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Callable
+from typing import Callable, Optional
 import torch
+import yaml
 from torch.multiprocessing import ProcessRaisedException
 
 from detectron2.config import CfgNode, get_cfg
@@ -46,19 +47,31 @@ def setup_config(args) -> CfgNode:
     add_alrp_config(cfg)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+    if args.config_file.endswith(".py"):
+        raise UserError(
+            f"--config-file {args.config_file!r} is a LazyConfig; pass it to "
+            "lazyconfig_train_net.py, or name a .yaml file."
+        )
     try:
         if args.config_file:
             cfg.merge_from_file(args.config_file)
         cfg.merge_from_list(args.opts or [])
-    except (AssertionError, KeyError, ValueError, OSError) as error:
-        message = error if isinstance(error, OSError) else error.args[0]
-        raise UserError(
-            f"config: {message}. Check --config-file {args.config_file!r} and the KEY VALUE pairs, "
-            "which must come after all --options."
-        ) from error
+    except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise UserError(_config_mistake(args, error)) from error
+    except yaml.YAMLError as error:
+        raise UserError(_config_mistake(args, error)) from error
     register_coco_format(cfg)
     cfg.freeze()
     return cfg
+
+
+def _config_mistake(args, error: Exception) -> str:
+    # str() of a KeyError is the repr of its message.
+    message = error.args[0] if isinstance(error, KeyError) else error
+    return (
+        f"config: {message}. Check --config-file {args.config_file!r} and the KEY VALUE pairs, "
+        "which must come after all --options."
+    )
 
 
 def run_command(main, args, setup: Callable[[argparse.Namespace], CfgNode] = setup_config) -> int:
@@ -71,7 +84,7 @@ def run_command(main, args, setup: Callable[[argparse.Namespace], CfgNode] = set
         setup: function of ``args`` that gives the config to check.
 
     Returns:
-        int: 0, or 1 after a message on standard error.
+        int: 0; 1 after a message on standard error; 130 if interrupted.
     """
     try:
         _check(setup(args), args)
@@ -83,36 +96,87 @@ def run_command(main, args, setup: Callable[[argparse.Namespace], CfgNode] = set
             dist_url=args.dist_url,
             args=(args,),
         )
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted; --resume goes on from the last checkpoint\n")
+        return 130
     except (UserError, FloatingPointError) as error:
-        return _fail(str(error))
+        return _fail(_last_message(str(error)) or str(error))
     except ProcessRaisedException as error:
-        # The parent knows the exception of a spawned process only by its printed traceback.
-        for kind in (f"{UserError.__module__}.{UserError.__qualname__}", "FloatingPointError"):
-            _, found, message = str(error).rpartition(f"\n{kind}: ")
-            if found:
-                return _fail(message.strip())
-        raise
+        message = _last_message(str(error))
+        if message is None:
+            raise
+        return _fail(message)
     return 0
+
+
+def _last_message(text: str) -> Optional[str]:
+    """Message of the last error of the user in a printed traceback; None if there is none.
+
+    This is all that is known of an exception in a spawned process or a worker of a data loader.
+    """
+    for kind in (f"{UserError.__module__}.{UserError.__qualname__}", "FloatingPointError"):
+        _, found, message = text.rpartition(f"\n{kind}: ")
+        if found:
+            return message.strip()
+    return None
 
 
 def _check(cfg: CfgNode, args) -> None:
     """Everything that can be checked before a process or an output folder is made."""
-    world_size = args.num_gpus * args.num_machines
-    findings = preflight.check(cfg, for_training=not args.eval_only, world_size=world_size)
+    _check_processes(cfg, args)
+    findings = preflight.check(
+        cfg,
+        for_training=not args.eval_only,
+        world_size=max(args.num_gpus, 1) * args.num_machines,
+    )
     preflight.report(findings)
-    if args.eval_only and not cfg.MODEL.WEIGHTS and not args.resume:
+    _check_output_dir(cfg.OUTPUT_DIR)
+
+    weights = cfg.MODEL.WEIGHTS
+    if args.resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        return  # MODEL.WEIGHTS is not read
+    if args.eval_only and not weights:
         raise UserError(
-            "--eval-only needs a checkpoint, but MODEL.WEIGHTS is empty; add MODEL.WEIGHTS FILE, "
-            "or --resume to evaluate the last checkpoint of OUTPUT_DIR."
+            "--eval-only needs a checkpoint, but MODEL.WEIGHTS is empty"
+            + (f" and {cfg.OUTPUT_DIR} holds none to --resume" if args.resume else "")
+            + "; add MODEL.WEIGHTS FILE, or --resume with the OUTPUT_DIR of a training run."
         )
-    if cfg.MODEL.WEIGHTS.startswith(TorchvisionPathHandler.PREFIX) and not args.resume:
-        PathManager.get_local_path(cfg.MODEL.WEIGHTS)  # here, and not in every process
-    if "://" not in cfg.MODEL.WEIGHTS and not os.path.exists(cfg.MODEL.WEIGHTS or os.curdir):
+    if weights.startswith(TorchvisionPathHandler.PREFIX):
+        PathManager.get_local_path(weights)  # here, and not in every process
+    elif weights and "://" not in weights and not os.path.exists(weights.split("?")[0]):
         raise UserError(
-            f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r} does not exist; correct the path, or set it to "
-            "'' to start training from random weights."
+            f"MODEL.WEIGHTS {weights!r} does not exist; correct the path, or set it to '' to start "
+            "training from random weights."
         )
-    if torch.cuda.is_available() and world_size > 1 and cfg.MODEL.DEVICE == "cpu":
+
+
+def _check_output_dir(output_dir: str) -> None:
+    """``OUTPUT_DIR`` can be made or written to; nothing is made here."""
+    present = os.path.abspath(output_dir)
+    while not os.path.exists(present):
+        present = os.path.dirname(present)
+    if not os.path.isdir(present) or not os.access(present, os.W_OK):
+        raise UserError(
+            f"OUTPUT_DIR {output_dir!r} cannot be written: {present} is no folder that you may "
+            "write to; set OUTPUT_DIR to another one."
+        )
+
+
+def _check_processes(cfg: CfgNode, args) -> None:
+    """The processes asked for can be started here."""
+    num_gpus, num_machines, rank = args.num_gpus, args.num_machines, args.machine_rank
+    if num_gpus < 0 or num_machines < 1 or not 0 <= rank < num_machines:
+        raise UserError(
+            "expected --num-gpus >= 0, --num-machines >= 1 and --machine-rank from 0 to "
+            f"num-machines - 1, but got {num_gpus}, {num_machines} and {rank}; correct them."
+        )
+    if not torch.cuda.is_available() or num_gpus * num_machines <= 1:
+        return
+    if num_gpus > torch.cuda.device_count():
+        raise UserError(
+            f"--num-gpus is {num_gpus}, but this machine has {torch.cuda.device_count()}; lower it."
+        )
+    if cfg.MODEL.DEVICE == "cpu":
         raise UserError(
             "several processes use NCCL on a machine with GPUs, but MODEL.DEVICE is cpu; hide the "
             "GPUs with CUDA_VISIBLE_DEVICES= to run on the CPU."

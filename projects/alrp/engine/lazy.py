@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Any, Callable
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
@@ -23,7 +23,7 @@ from ..config import add_alrp_config
 from ..data.datasets.coco_format import register_coco_format
 from ..errors import UserError
 from .checkpointer import CheckedCheckpointer
-from .trainer import TrainingParts, distribute, epoch_length
+from .trainer import TrainingParts, distribute, epoch_length, synchronize_buffers
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -43,7 +43,10 @@ def setup_lazy_config(args) -> DictConfig:
         cfg = LazyConfig.load(args.config_file)
         if not torch.cuda.is_available():
             cfg.train.device = "cpu"
+        _check_keys(cfg, args.opts or [])
         cfg = LazyConfig.apply_overrides(cfg, args.opts or [])
+    except UserError:
+        raise
     except Exception as error:  # a config is Python code, and hydra documents no exceptions
         raise UserError(
             f"config: {type(error).__name__}: {error}. Check --config-file {args.config_file!r}, "
@@ -126,12 +129,29 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> None:
 
 def evaluate_lazy(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     """Results of ``dataloader.evaluator`` on ``dataloader.test``; empty but on the main process."""
+    synchronize_buffers(model)
     results = inference_on_dataset(
         model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
     )
     if comm.is_main_process():
         print_csv_format(results)
     return results
+
+
+def _check_keys(cfg: DictConfig, overrides: list[str]) -> None:
+    """Detectron2 adds a mistyped key without a word; only arguments of a call may be new."""
+    for override in overrides:
+        key = override.split("=")[0].lstrip("+~")
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(cfg, parent) if parent else cfg
+        known = isinstance(node, ListConfig) or (
+            isinstance(node, DictConfig) and (name in node or "_target_" in node)
+        )
+        if not known and key != "dataloader.coco_format":
+            raise UserError(
+                f"config: no key {key!r}; write one of the config's own as path.key=value, for "
+                "example train.max_iter=1000."
+            )
 
 
 def _main_only(build: Callable[[], HookBase]) -> list[HookBase]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 from typing import Iterable, Optional
 import torch
 
@@ -31,6 +32,9 @@ _CLASS_COUNT_NODES = {"Retina": "RETINANET", "Fovea": "FOVEABOX", "RCNN": "ROI_H
 PUBLISHED_BATCH = 32
 PUBLISHED_LR = {"alrp": 0.008, "ap": 0.002}
 _LR_TOLERANCE = 4.0
+
+# Of Detectron2's get_norm("GN", ...).
+_GN_GROUPS = 32
 
 
 def check(cfg: CfgNode, *, for_training: bool, world_size: int = 1) -> list[Finding]:
@@ -61,7 +65,8 @@ def check(cfg: CfgNode, *, for_training: bool, world_size: int = 1) -> list[Find
     if for_training:
         findings += _check_labelled(cfg, [s for n, s in summaries.items() if n in train_names])
         findings += _check_solver(cfg, world_size) + _check_learning_rate(cfg)
-    return findings + _check_components(cfg) + _check_device(cfg, for_training)
+    findings += _check_components(cfg) + _check_ranges(cfg)
+    return findings + _check_device(cfg, for_training)
 
 
 def report(findings: Iterable[Finding]) -> None:
@@ -181,6 +186,10 @@ def _check_labelled(cfg: CfgNode, summaries: list[CocoSummary]) -> list[Finding]
 def _check_solver(cfg: CfgNode, world_size: int) -> list[Finding]:
     """Batch and processes fit together; learning rate steps lie within the schedule."""
     findings = []
+    if cfg.SOLVER.MAX_ITER < 1:
+        what = f"expected at least 1 iteration, but got {cfg.SOLVER.MAX_ITER}"
+        fix = "set SOLVER.MAX_ITER to the length of the schedule, or use --eval-only"
+        findings.append(Finding("error", "SOLVER.MAX_ITER", what, fix))
     batch = cfg.SOLVER.IMS_PER_BATCH
     # With a reference, Detectron2's trainer scales the batch to the number of processes.
     processes = cfg.SOLVER.REFERENCE_WORLD_SIZE or world_size
@@ -233,9 +242,43 @@ def _check_components(cfg: CfgNode) -> list[Finding]:
     return findings
 
 
+def _check_ranges(cfg: CfgNode) -> list[Finding]:
+    """Numbers of the ranking-loss RetinaNet lie where they have a meaning."""
+    if cfg.MODEL.META_ARCHITECTURE != "ALRPRetinaNet":
+        return []
+    alrp, retinanet, channels = cfg.MODEL.ALRP, cfg.MODEL.RETINANET, cfg.MODEL.FPN.OUT_CHANNELS
+    thresholds = list(retinanet.IOU_THRESHOLDS)
+    ordered = len(thresholds) == 2 and 0 <= thresholds[0] <= thresholds[1] <= 1
+    rules = [
+        ("MODEL.ALRP.DELTA", alrp.DELTA, 0 < alrp.DELTA < math.inf, "a number > 0", 1.0),
+        ("MODEL.ALRP.TAU", alrp.TAU, 0 <= alrp.TAU < 1, "a number in [0, 1)", 0.5),
+        ("MODEL.ATSS.TOPK", cfg.MODEL.ATSS.TOPK, cfg.MODEL.ATSS.TOPK >= 1, "1 or more", 9),
+        ("MODEL.RETINANET.IOU_THRESHOLDS", thresholds, ordered, "[low, high]", '"[0.4, 0.5]"'),
+    ]
+    balance = alrp.SELF_BALANCE
+    key = "MODEL.ALRP.SELF_BALANCE."
+    rules += [
+        (key + "PERIOD", balance.PERIOD, balance.PERIOD >= 0, "iterations, or 0 for an epoch", 0),
+        (key + "INIT_WEIGHT", balance.INIT_WEIGHT, balance.INIT_WEIGHT > 0, "a number > 0", 50.0),
+    ]
+    if retinanet.NORM == "GN":
+        fits, groups = channels % _GN_GROUPS == 0, f"a multiple of {_GN_GROUPS} with group norm"
+        rules.append(("MODEL.FPN.OUT_CHANNELS", channels, fits, groups, 256))
+    return [
+        Finding("error", key, f"expected {expected}, but got {value}", f"set {key} {example}")
+        for key, value, is_right, expected, example in rules
+        if not is_right
+    ]
+
+
 def _check_device(cfg: CfgNode, for_training: bool) -> list[Finding]:
     findings = []
     device = cfg.MODEL.DEVICE
+    try:
+        torch.device(device)
+    except RuntimeError:
+        what = f"expected cpu, cuda or cuda:N, but got {device!r}"
+        return [Finding("error", "MODEL.DEVICE", what, "set MODEL.DEVICE cpu or cuda")]
     if device.startswith("cuda") and not torch.cuda.is_available():
         what = f"{device!r} was asked for, but PyTorch finds no GPU on this machine"
         fix = "set MODEL.DEVICE cpu, or install a PyTorch build and driver that see the GPU"

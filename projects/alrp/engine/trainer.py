@@ -7,6 +7,7 @@ import os
 import weakref
 from typing import NamedTuple, Optional
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -26,6 +27,7 @@ from detectron2.engine import (
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from ..data.dataset_mapper import build_mapper
 from ..errors import UserError
@@ -62,6 +64,8 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer.__init__ offers no hook between its parts: it gives CPU models device ids,
         # builds the model before the data, and fixes the checkpointer's class.
         TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()  # the caller did not, see DefaultTrainer
         parts = self.build_parts(self.auto_scale_workers(cfg, comm.get_world_size()))
         cfg, optimizer = parts.cfg, parts.optimizer
         model = distribute(parts.model)
@@ -75,6 +79,12 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        """As the parent, with one and the same model on all processes."""
+        synchronize_buffers(model)
+        return super().test(cfg, model, evaluators)
 
     @classmethod
     def build_parts(cls, cfg) -> TrainingParts:
@@ -104,7 +114,10 @@ class Trainer(DefaultTrainer):
         )
         optimizer_class = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
         return optimizer_class(
-            parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
+            parameters,
+            lr=cfg.SOLVER.BASE_LR,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            fused=torch.__version__ >= (2, 4),  # on the CPU from this version on
         )
 
     @staticmethod
@@ -130,16 +143,29 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name: str, output_folder: Optional[str] = None):
-        """COCO's AP beside LRP."""
+        """COCO's AP beside LRP; of several test sets, each writes to a folder of its own."""
         if output_folder is None:
-            output_folder = os.path.join(cfg.OUTPUT_DIR, "inference")
-        max_dets = cfg.TEST.DETECTIONS_PER_IMAGE
+            several = len(cfg.DATASETS.TEST) > 1
+            output_folder = os.path.join(
+                cfg.OUTPUT_DIR, "inference", dataset_name if several else ""
+            )
         return DatasetEvaluators(
             [
                 COCOEvaluator(dataset_name, ("bbox",), output_dir=output_folder),
-                LRPEvaluator(dataset_name, output_dir=output_folder, max_dets_per_image=max_dets),
+                LRPEvaluator(dataset_name, output_dir=output_folder),
             ]
         )
+
+
+def synchronize_buffers(model: nn.Module) -> None:
+    """Give every process the buffers of the main one, whose model is what is saved.
+
+    Batch norm statistics are of each process's own images; evaluated so, the ranks would be
+    different models, and no checkpoint would repeat the result.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def distribute(model: nn.Module, **options) -> nn.Module:

@@ -55,6 +55,9 @@ def write_summary(summary: dict, path: str) -> None:
         UserError: if the file cannot be written.
     """
     text = json.dumps(_nan_to_none(summary), indent=2, allow_nan=False) + "\n"
+    path = os.path.realpath(path)  # a link stays one
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"cannot write {path}: it is no regular file; name another one.")
     # In the same directory, because a rename is atomic within one file system only.
     temporary = f"{path}.{os.getpid()}.tmp"
     try:

@@ -213,7 +213,7 @@ def rank_positives(
         positives,
         pos_logits,
         false_positives,
-        1.0 + num_above + false_positives,
+        (1.0 + num_above + false_positives).clamp(min=1.0),  # it is, but for rounding
         negatives,
         among_positives,
         among_negatives,

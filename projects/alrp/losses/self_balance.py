@@ -68,8 +68,8 @@ class SelfBalance(nn.Module):
     def _count(self, output: ALRPLossOutput) -> None:
         if self.period is None:
             raise RuntimeError(
-                "SelfBalance: no period is set; pass the number of training steps of one epoch, "
-                "SelfBalance(period=...), or set MODEL.ALRP.SELF_BALANCE.PERIOD."
+                "SelfBalance: no period is set; pass the number of training steps of one epoch as "
+                "SelfBalance(period=...), which a config sets by SELF_BALANCE.PERIOD."
             )
         has_positives = float(output.rank.numel() > 0)
         step = torch.stack([output.cls.float(), output.loc.float()])
@@ -89,6 +89,22 @@ class SelfBalance(nn.Module):
         self.weight.copy_(torch.where(due, renewed, self.weight))
         for total in (self.sum_cls, self.sum_loc, self.count):
             total.masked_fill_(due, 0)
+
+    def _apply(self, fn, recurse=True):
+        # Sums of thousands of steps do not fit a half precision model's dtype.
+        super()._apply(fn, recurse)
+        for name in ("weight", "sum_cls", "sum_loc"):
+            setattr(self, name, getattr(self, name).float())
+        return self
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Forget an unfinished period, as when a training starts from the weights of another.
+
+        The weight stays: it belongs to the localisation errors that the loaded model makes.
+        """
+        for total in (self.sum_cls, self.sum_loc, self.count):
+            total.zero_()
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         # Published checkpoints have no such state: the module then stays at its start values.

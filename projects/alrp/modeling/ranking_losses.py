@@ -97,16 +97,17 @@ class RankingLosses(nn.Module):
         if self.loss_type == "ap":
             loss_cls = ap_loss(logits, targets, delta=self.delta)
             loss_box_reg = self._smooth_l1(pred_boxes, gt_boxes)
-            self._log(precision=1 - loss_cls)
+            self._log(len(gt_boxes), precision=1 - loss_cls)
         else:
             loc_errors = localization_error(pred_boxes, gt_boxes, tau=self.tau)
             output = alrp_loss(logits, targets, loc_errors, delta=self.delta)
             weight = 1.0 if self.self_balance is None else self.self_balance(output)
             loss_cls, loss_box_reg = output.cls, weight * output.loc
             self._log(
+                len(loc_errors),
                 loss=output.cls + output.loc,
                 precision=1 - output.cls,
-                loc_error=loc_errors.sum() / max(len(loc_errors), 1),
+                loc_error=loc_errors.mean(),
                 self_balance_weight=weight,
             )
         return {
@@ -132,8 +133,9 @@ class RankingLosses(nn.Module):
         )
         return total / max(pred_deltas.numel(), 1)
 
-    def _log(self, **scalars) -> None:
-        if not has_event_storage():
+    def _log(self, num_positives: int, **scalars) -> None:
+        # Without positives the loss is 0 by definition, which would read as perfect.
+        if num_positives == 0 or not has_event_storage():
             return
         storage = get_event_storage()
         if (storage.iter + 1) % _EVENT_PERIOD:

@@ -246,7 +246,10 @@ def _mark_lr_drops(ax: Axes, rows: list[dict]) -> None:
     if not any("lr" in row and "iteration" in row for row in rows):
         return
     iterations, rates = _series(rows, "lr")
-    for i in np.flatnonzero(rates[1:] * _LR_DROP < rates[:-1]):
+    # A cosine falls as fast towards its end, but from no plateau.
+    plateau = np.append(True, np.isclose(rates[1:-1], rates[:-2], rtol=1e-6, atol=0.0))
+    falls = rates[1:] * _LR_DROP < rates[:-1]
+    for i in np.flatnonzero(falls & plateau[: len(falls)]):
         x = (iterations[i] + iterations[i + 1]) / 2
         ax.axvline(x, color="#777777", linestyle=":", linewidth=1.2)
         ax.annotate(

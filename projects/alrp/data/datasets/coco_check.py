@@ -82,6 +82,7 @@ def check_coco_dataset(
         return CocoSummary(findings)
     images, annotations = content["images"], content.get("annotations", [])
     findings = _check_ids(where, content, is_known_to_repeat_ids="minival" in annotation_json)
+    findings += _check_id_zero(where, annotations, for_training)
     image_by_id = {image["id"]: image for image in images}
     # Annotations of unknown images were reported by _check_ids and cannot be judged further.
     objects = [a for a in annotations if not a.get("iscrowd", 0) and a["image_id"] in image_by_id]
@@ -163,7 +164,7 @@ _FIELDS: dict[str, list[tuple[str, Callable[[object], bool], str]]] = {
         ("height", _is_length, "a positive number of pixels"),
     ],
     "annotations": [
-        ("id", _is_id, "an integer or string"),
+        ("id", _is_int, "an integer"),
         ("image_id", _is_id, "the id of an image"),
         ("category_id", _is_int, "the id of a category"),
         ("bbox", _is_box, "four numbers [x, y, width, height] (pixels)"),
@@ -200,6 +201,16 @@ def _check_fields(where: str, content: dict, for_training: bool) -> list[Finding
                 fix = f"write {field!r} into these {key} or remove them"
                 findings.append(Finding("error", where, what, fix))
     return findings
+
+
+def _check_id_zero(where: str, annotations: list[dict], for_training: bool) -> list[Finding]:
+    """pycocotools marks an unmatched detection by id 0, so AP would miss the match with it."""
+    if all(annotation["id"] != 0 for annotation in annotations):
+        return []
+    what = "an annotation has the id 0, which COCO's evaluation takes for 'no match': AP comes "
+    what += "out too low"
+    severity = "warning" if for_training else "error"
+    return [Finding(severity, where, what, "number the annotations from 1")]
 
 
 def _check_ids(where: str, content: dict, is_known_to_repeat_ids: bool) -> list[Finding]:

@@ -52,33 +52,37 @@ class ALRPRetinaNet(RetinaNet):
         its own image depends on its neighbours in the batch.
         """
         gt_labels, matched_gt_boxes = [], []
-        for gt_i in gt_instances:
-            inside = [self._inside_padded_image(a.tensor, gt_i.image_size) for a in anchors]
-            valid = torch.cat(inside)
-            matched_idxs, match_labels = self.anchor_matcher(
-                gt_i.gt_boxes.tensor, [a.tensor[mask] for a, mask in zip(anchors, inside)]
-            )
-            labels_i = torch.full_like(valid, self.num_classes, dtype=torch.int64)
-            boxes_i = torch.zeros(len(valid), 4, device=valid.device)
-            if len(gt_i) > 0:
-                classes = gt_i.gt_classes[matched_idxs]
-                classes[match_labels == 0] = self.num_classes
-                classes[match_labels == -1] = -1
-                labels_i[valid] = classes
-                boxes_i[valid] = gt_i.gt_boxes.tensor[matched_idxs]
-            labels_i[~valid] = -1
+        padded_sizes = [self._padded_size(gt_i.image_size) for gt_i in gt_instances]
+        batch_size = tuple(max(sides) for sides in zip(*padded_sizes))
+        all_anchors = [a.tensor for a in anchors]
+        for gt_i, padded_size in zip(gt_instances, padded_sizes):
+            if padded_size == batch_size:
+                labels_i, boxes_i = self._label_image(all_anchors, gt_i)
+            else:  # not for all images, because masks stall a GPU
+                inside = _inside(all_anchors, padded_size)
+                kept = [level[mask] for level, mask in zip(all_anchors, inside)]
+                labels_i, boxes_i = self._label_image(kept, gt_i)
+                mask = torch.cat(inside)
+                labels_i = labels_i.new_full(mask.shape, -1).masked_scatter(mask, labels_i)
+                boxes_i = boxes_i.new_zeros(len(mask), 4).masked_scatter(mask[:, None], boxes_i)
             gt_labels.append(labels_i)
             matched_gt_boxes.append(boxes_i)
         return gt_labels, matched_gt_boxes
 
-    def _inside_padded_image(self, anchors: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """(R,) whether the centre of each anchor lies inside the padded image."""
+    def _label_image(self, anchors: list[Tensor], gt: Instances) -> tuple[Tensor, Tensor]:
+        """Labels (R,) and matched boxes (R, 4) of one image."""
+        matched_idxs, match_labels = self.anchor_matcher(gt.gt_boxes.tensor, anchors)
+        if len(gt) == 0:
+            labels = torch.full_like(matched_idxs, self.num_classes)
+            return labels, anchors[0].new_zeros(len(labels), 4)
+        labels = gt.gt_classes[matched_idxs]
+        labels = labels.masked_fill(match_labels == 0, self.num_classes)
+        return labels.masked_fill(match_labels == -1, -1), gt.gt_boxes.tensor[matched_idxs]
+
+    def _padded_size(self, image_size: tuple[int, int]) -> tuple[int, ...]:
+        """Height and width of an image after its own padding."""
         divisor = max(self.backbone.size_divisibility, 1)
-        height, width = (-(-side // divisor) * divisor for side in image_size)
-        centers = (anchors[:, :2] + anchors[:, 2:]) / 2
-        # Rounded corners can push a centre across the border by a fraction of a pixel.
-        limit = anchors.new_tensor([width, height]) - 1e-2
-        return (centers < limit).all(1)
+        return tuple(-(-side // divisor) * divisor for side in image_size)
 
     def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
         """As the parent; every loss is a mean over the positives of the mini-batch."""
@@ -116,8 +120,9 @@ class ALRPRetinaNet(RetinaNet):
         Ranking losses do not fix the offset of the scores, so that very many may pass a threshold;
         the parent would then spend ``topk_candidates`` on pairs of few anchors.
         """
-        num_anchors = min(topk_candidates, len(pred_scores))
-        top_anchors = pred_scores.amax(1).topk(num_anchors).indices
+        # Scores far from 0 saturate and tie; then the lowest index wins.
+        order = pred_scores.amax(1).sort(descending=True, stable=True).indices
+        top_anchors = order[:topk_candidates]
         pred_scores = pred_scores[top_anchors]
         boxes = self.box2box_transform.apply_deltas(
             pred_deltas[top_anchors], anchors.tensor[top_anchors]
@@ -131,3 +136,10 @@ class ALRPRetinaNet(RetinaNet):
             scores=pred_scores[kept, classes],
             pred_classes=classes,
         )
+
+
+def _inside(anchors: list[Tensor], size: tuple[int, ...]) -> list[Tensor]:
+    """Per level, whether the centre of each anchor lies inside an area of (height, width)."""
+    # Rounded corners can push a centre across the border by a fraction of a pixel.
+    limit = anchors[0].new_tensor([size[1], size[0]]) - 1e-2
+    return [((a[:, :2] + a[:, 2:]) / 2 < limit).all(1) for a in anchors]
