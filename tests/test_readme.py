@@ -40,6 +40,10 @@ def test_yaml_examples_merge(tmp_path):
         cfg.merge_from_file(str(path))
 
 
+def test_nothing_is_left_to_fill_in():
+    assert not re.findall(r"\b[A-Z]+_(?:RESULTS|PLACEHOLDER)\b", README)
+
+
 def test_files_named_in_the_readme_exist():
     named = re.findall(r"\b(?:configs|tools|demo|docs|tests)/[\w./-]+\w", README)
     assert named

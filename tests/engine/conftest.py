@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 import pytest
 
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
 from alrp.data.datasets.shapes import make_shapes_dataset
@@ -71,5 +72,18 @@ def _forget_log_handlers():
     """Detectron2 keeps handlers for the life of a process; their streams end with the test."""
     yield
     for name in ("detectron2", "fvcore", "alrp"):
-        logging.getLogger(name).handlers.clear()
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
     setup_logger.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _forget_registered_names():
+    """Datasets are registered for the life of a process; their files end with the test."""
+    before = set(DatasetCatalog.keys())
+    yield
+    for name in set(DatasetCatalog.keys()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)

@@ -14,21 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 
 from alrp.engine import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _forget_registered_names():
-    before = set(DatasetCatalog.keys())
-    yield
-    for name in set(DatasetCatalog.keys()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
 
 
 @pytest.fixture

@@ -22,16 +22,6 @@ from alrp.errors import UserError
 TRAIN, VAL = "preflight_test_train", "preflight_test_val"
 
 
-@pytest.fixture(autouse=True)
-def _forget_registered_names():
-    before = set(DatasetCatalog.keys())
-    yield
-    for name in set(DatasetCatalog.keys()) - before:
-        DatasetCatalog.remove(name)
-        if name in MetadataCatalog:
-            MetadataCatalog.remove(name)
-
-
 class Dataset:
     """A dataset of four 40x32 images with two boxes each, to be spoiled before it is checked."""
 

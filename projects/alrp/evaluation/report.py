@@ -55,15 +55,15 @@ def write_summary(summary: dict, path: str) -> None:
         UserError: if the file cannot be written.
     """
     text = json.dumps(_nan_to_none(summary), indent=2, allow_nan=False) + "\n"
-    path = os.path.realpath(path)  # a link stays one
-    if os.path.exists(path) and not os.path.isfile(path):
+    target = os.path.realpath(path)  # a link stays one
+    if os.path.exists(target) and not os.path.isfile(target):
         raise UserError(f"cannot write {path}: it is no regular file; name another one.")
     # In the same directory, because a rename is atomic within one file system only.
-    temporary = f"{path}.{os.getpid()}.tmp"
+    temporary = f"{target}.{os.getpid()}.tmp"
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; check the folder.") from error
     finally:
