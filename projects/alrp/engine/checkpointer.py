@@ -63,8 +63,6 @@ class CheckedCheckpointer(DetectionCheckpointer):
             )
         try:
             return super().load(path, *args, **kwargs)
-        except UserError:
-            raise
         except (AssertionError, OSError) as error:
             raise UserError(
                 f"checkpoint {path}: {error} Correct MODEL.WEIGHTS, or, with --resume, the name in "
