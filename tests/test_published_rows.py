@@ -20,6 +20,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from alrp.config import add_alrp_config
 from alrp.data.dataset_mapper import build_mapper
 from alrp.engine import Trainer
+from alrp.engine.lazy import set_lazy_self_balance_period
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "COCO-Detection"
 
@@ -113,8 +114,7 @@ def build_both(name, device):
     cfg, lazy = load_yaml(name), load_lazy(name)
     cfg.MODEL.DEVICE = str(device)
     cfg.MODEL.ALRP.SELF_BALANCE.PERIOD = 10
-    if lazy.model.ranking_losses.self_balance is not None:
-        lazy.model.ranking_losses.self_balance.period = 10
+    set_lazy_self_balance_period(lazy.model, 10)
     models = []
     for build in (lambda: build_model(cfg), lambda: instantiate(lazy.model)):
         torch.manual_seed(0)

@@ -20,11 +20,12 @@ from detectron2.utils.events import EventStorage
 from alrp.config import add_alrp_config
 from alrp.losses import SelfBalance
 from alrp.modeling import (
+    ALRPLosses,
     ALRPRetinaNet,
+    APLosses,
     ATSSMatcher,
     BoxDeltaTransform,
     MaxIoUMatcher,
-    RankingLosses,
 )
 
 ATSS_CASES = [
@@ -100,6 +101,9 @@ class NoBackbone(Backbone):
 
 def golden_model(case, matcher, loss_type="alrp"):
     num_classes = int(case["num_classes"])
+    losses = APLosses(num_classes=num_classes)
+    if loss_type == "alrp":
+        losses = ALRPLosses(num_classes=num_classes, self_balance=SelfBalance(period=1000))
     return ALRPRetinaNet(
         backbone=NoBackbone(),
         head=nn.Identity(),
@@ -108,9 +112,7 @@ def golden_model(case, matcher, loss_type="alrp"):
         box2box_transform=BoxDeltaTransform((10.0, 10.0, 5.0, 5.0)),
         anchor_matcher=matcher,
         num_classes=num_classes,
-        ranking_losses=RankingLosses(
-            num_classes=num_classes, loss_type=loss_type, self_balance=SelfBalance(period=1000)
-        ),
+        ranking_losses=losses,
         pixel_mean=[0.0] * 3,
         pixel_std=[1.0] * 3,
     )

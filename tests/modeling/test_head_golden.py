@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from detectron2.config import get_cfg
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.utils.events import EventStorage
 
+from alrp.config import add_alrp_config
+from alrp.errors import UserError
 from alrp.losses import SelfBalance, localization_error
 from alrp.modeling.box_regression import decode_positives
-from alrp.modeling.ranking_losses import RankingLosses
+from alrp.modeling.ranking_losses import ALRPLosses, APLosses, build_ranking_losses
 
 ALRP = [
     "alrp_retina_atss_crowded",
@@ -84,9 +87,7 @@ class Head:
 
 
 def run_alrp(head, self_balance):
-    bridge = RankingLosses(
-        num_classes=head.num_classes, loss_type="alrp", self_balance=self_balance
-    )
+    bridge = ALRPLosses(num_classes=head.num_classes, self_balance=self_balance)
     pred, target = decode_positives(
         head.positive_deltas(), head.positive_anchors(), head.positive_gt_boxes()
     )
@@ -133,7 +134,7 @@ def test_positives_decode_into_the_published_anchor_frame(golden, name, device):
 @pytest.mark.parametrize("name", AP)
 def test_ap_head_gives_the_published_losses_and_gradients(golden, name, device):
     head = Head(golden(name), device)
-    bridge = RankingLosses(num_classes=head.num_classes, loss_type="ap", smooth_l1_beta=1.0)
+    bridge = APLosses(num_classes=head.num_classes, smooth_l1_beta=1.0)
     with EventStorage():
         losses = bridge(
             head.rows(head.logits, head.num_classes),
@@ -211,10 +212,10 @@ def test_no_positives_decode_to_nothing():
     assert deltas.grad is not None
 
 
-@pytest.mark.parametrize("loss_type", ["alrp", "ap"])
+@pytest.mark.parametrize("losses_class", [ALRPLosses, APLosses])
 @pytest.mark.parametrize("gt_classes", [[3, 3, -1, 3], [-1, -1, -1, -1], []], ids=str)
-def test_without_positives_losses_are_zero_with_a_graph(loss_type, gt_classes):
-    bridge = RankingLosses(num_classes=3, loss_type=loss_type)
+def test_without_positives_losses_are_zero_with_a_graph(losses_class, gt_classes):
+    bridge = losses_class(num_classes=3)
     logits = torch.randn(len(gt_classes), 3).requires_grad_()
     boxes = torch.zeros(0, 4, requires_grad=True)
     with EventStorage():
@@ -228,8 +229,7 @@ def test_without_positives_losses_are_zero_with_a_graph(loss_type, gt_classes):
     assert boxes.grad is not None
 
 
-@pytest.mark.parametrize("loss_type", ["alrp", "ap"])
-def test_loss_weight_scales_both_losses(golden, loss_type):
+def test_loss_weight_scales_both_losses(golden):
     head = Head(golden("alrp_retina_atss_random"))
     pair = decode_positives(
         head.positive_deltas(), head.positive_anchors(), head.positive_gt_boxes()
@@ -237,7 +237,7 @@ def test_loss_weight_scales_both_losses(golden, loss_type):
     logits = head.rows(head.logits, head.num_classes)
     results = []
     for weight in (1.0, 0.2):
-        bridge = RankingLosses(num_classes=5, loss_type=loss_type, loss_weight=weight)
+        bridge = ALRPLosses(num_classes=5, loss_weight=weight)
         with EventStorage():
             results.append(bridge(logits, head.gt_classes, *pair))
     for name in ("loss_cls", "loss_box_reg"):
@@ -254,12 +254,15 @@ def test_tau_divides_the_localisation_error():
     losses = {}
     for tau in (0.5, 0.7):
         with EventStorage():
-            bridge = RankingLosses(num_classes=1, loss_type="alrp", tau=tau)
+            bridge = ALRPLosses(num_classes=1, tau=tau)
             losses[tau] = bridge(logits.requires_grad_(), gt_classes, pred, target)
     assert_close(losses[0.7]["loss_box_reg"], losses[0.5]["loss_box_reg"] / 0.6)
     assert_close(losses[0.7]["loss_cls"], losses[0.5]["loss_cls"])
 
 
 def test_an_unknown_loss_type_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match='"alrp" or "ap".*"focal"'):
-        RankingLosses(num_classes=1, loss_type="focal")
+    cfg = get_cfg()
+    add_alrp_config(cfg)
+    cfg.MODEL.ALRP.LOSS_TYPE = "focal"
+    with pytest.raises(UserError, match='"alrp" or "ap".*"focal"'):
+        build_ranking_losses(cfg, num_classes=1)

@@ -5,11 +5,11 @@ from detectron2.config import LazyCall as L
 
 from alrp.losses import SelfBalance
 from alrp.modeling import (
+    ALRPLosses,
     ALRPRetinaNet,
     ATSSMatcher,
     BoxDeltaTransform,
     LastLevelP6P7NoReLU,
-    RankingLosses,
     RetinaNetFPN,
 )
 
@@ -37,9 +37,8 @@ model.head.num_anchors = 2
 
 model.anchor_matcher = L(ATSSMatcher)(topk=9)
 model.box2box_transform = L(BoxDeltaTransform)(weights=[10.0, 10.0, 5.0, 5.0])
-model.ranking_losses = L(RankingLosses)(
+model.ranking_losses = L(ALRPLosses)(
     num_classes="${..num_classes}",
-    loss_type="alrp",
     delta=1.0,
     tau=0.5,
     # None: one epoch of the training set.

@@ -7,7 +7,7 @@ Detectron2, and optionally ``dataloader.coco_format``, a list like ``DATASETS.CO
 from __future__ import annotations
 
 import logging
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
@@ -22,6 +22,8 @@ from detectron2.utils.registry import locate
 from ..config import add_alrp_config
 from ..data.datasets.coco_format import register_coco_format
 from ..errors import UserError
+from ..losses import SelfBalance
+from ..modeling import APLosses
 from .checkpointer import CheckedCheckpointer
 from .trainer import TrainingParts, distribute, epoch_length, synchronize_buffers
 
@@ -66,8 +68,8 @@ def as_cfg_node(cfg: DictConfig) -> CfgNode:
     if architecture in META_ARCH_REGISTRY:
         node.MODEL.META_ARCHITECTURE = architecture
     node.MODEL.RETINANET.NUM_CLASSES = model.get("num_classes", 80)
-    if "ranking_losses" in model:
-        node.MODEL.ALRP.LOSS_TYPE = model.ranking_losses.get("loss_type", "alrp")
+    if any(_target_name(part) == APLosses.__name__ for part in _nodes(model)):
+        node.MODEL.ALRP.LOSS_TYPE = "ap"
     node.MODEL.DEVICE = train.device
     node.MODEL.WEIGHTS = train.init_checkpoint or ""
     node.DATASETS.TRAIN = _as_tuple(loader.train.dataset.names)
@@ -90,11 +92,7 @@ def build_lazy_parts(cfg: DictConfig) -> TrainingParts:
     """Data first, as the model needs the length of an epoch; nothing is written."""
     options = cfg.dataloader.train
     dataset = instantiate(options.dataset)
-    losses = cfg.model.get("ranking_losses") or {}
-    if losses.get("self_balance") and not losses.self_balance.get("period"):
-        period = epoch_length(len(dataset), options.total_batch_size)
-        losses.self_balance.period = period
-        _LOGGER.info(f"Self-balance period: {period} iterations, one epoch")
+    set_lazy_self_balance_period(cfg.model, epoch_length(len(dataset), options.total_batch_size))
     model = instantiate(cfg.model).to(cfg.train.device).train()
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
@@ -103,6 +101,14 @@ def build_lazy_parts(cfg: DictConfig) -> TrainingParts:
     others = {k: instantiate(v) for k, v in options.items() if k not in ("_target_", "dataset")}
     loader = build(dataset=dataset, **others)
     return TrainingParts(as_cfg_node(cfg), model, optimizer, loader, len(dataset))
+
+
+def set_lazy_self_balance_period(model: DictConfig, period: int) -> None:
+    """Set the period of every ``SelfBalance`` of a model that has none, in place."""
+    for node in _nodes(model):
+        if _target_name(node) == SelfBalance.__name__ and not node.get("period"):
+            node.period = period
+            _LOGGER.info(f"Self-balance period: {period} iterations, one epoch")
 
 
 def train_lazy(cfg: DictConfig, *, resume: bool = False) -> None:
@@ -167,6 +173,16 @@ def _target_name(node: DictConfig) -> str:
     """Last part of the name of what a node calls."""
     target = node._target_
     return target.rsplit(".", 1)[-1] if isinstance(target, str) else target.__name__
+
+
+def _nodes(cfg: DictConfig) -> Iterator[DictConfig]:
+    """Every node of a config that calls something, parents first."""
+    if "_target_" in cfg:
+        yield cfg
+    for value in cfg.values():
+        for child in value if isinstance(value, ListConfig) else [value]:
+            if isinstance(child, DictConfig):
+                yield from _nodes(child)
 
 
 def _as_tuple(names) -> tuple[str, ...]:

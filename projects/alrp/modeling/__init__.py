@@ -5,10 +5,12 @@ from .box_regression import BoxDeltaTransform, decode_positives
 from .deform_conv import DeformableBottleneckBlock, DeformConv2d, make_deformable
 from .matcher import ATSSMatcher, MaxIoUMatcher, build_matcher
 from .meta_arch import ALRPRetinaNet
-from .ranking_losses import RankingLosses
+from .ranking_losses import ALRPLosses, APLosses, RankingLosses, build_ranking_losses
 
 __all__ = [
+    "ALRPLosses",
     "ALRPRetinaNet",
+    "APLosses",
     "ATSSMatcher",
     "BoxDeltaTransform",
     "DeformConv2d",
@@ -19,6 +21,7 @@ __all__ = [
     "RetinaNetFPN",
     "build_alrp_resnet_fpn_backbone",
     "build_matcher",
+    "build_ranking_losses",
     "decode_positives",
     "make_deformable",
 ]

@@ -14,7 +14,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 
 from ..box_regression import BoxDeltaTransform, decode_positives
 from ..matcher import build_matcher
-from ..ranking_losses import RankingLosses
+from ..ranking_losses import RankingLosses, build_ranking_losses
 
 
 @META_ARCH_REGISTRY.register()
@@ -41,7 +41,7 @@ class ALRPRetinaNet(RetinaNet):
         ret = super().from_config(cfg)
         ret["anchor_matcher"] = build_matcher(cfg)
         ret["box2box_transform"] = BoxDeltaTransform(cfg.MODEL.RETINANET.BBOX_REG_WEIGHTS)
-        ret["ranking_losses"] = RankingLosses.from_config(cfg, cfg.MODEL.RETINANET.NUM_CLASSES)
+        ret["ranking_losses"] = build_ranking_losses(cfg, cfg.MODEL.RETINANET.NUM_CLASSES)
         return ret
 
     @torch.no_grad()
@@ -98,12 +98,12 @@ class ALRPRetinaNet(RetinaNet):
         gt_boxes = cat(gt_boxes)[rows]
         anchors = Boxes.cat(anchors).tensor
         anchors = anchors[rows % len(anchors)]
-        if self.ranking_losses.loss_type == "ap":
-            predicted, expected = pred_deltas, self.box2box_transform.get_deltas(anchors, gt_boxes)
-        else:
+        if self.ranking_losses.compares_boxes:
             predicted, expected = decode_positives(
                 pred_deltas, anchors, gt_boxes, self.box2box_transform.weights
             )
+        else:
+            predicted, expected = pred_deltas, self.box2box_transform.get_deltas(anchors, gt_boxes)
         return self.ranking_losses(pred_logits, gt_labels, predicted, expected)
 
     def _decode_per_level_predictions(
