@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train several configs with several seeds, one run after the other, and print one table.
 
-    python tools/compare_configs.py --output FOLDER CONFIG ... [--num-seeds 3] [--opts KEY VALUE ...]
+    python tools/compare_configs.py --output FOLDER CONFIG ... [--num-seeds 3] [--opts KEY VALUE .]
 
 Each run is train_net.py in FOLDER/<name of the config>/seed_<n>. A run that is finished is not
 repeated and one that was interrupted goes on, so the same command may be started again. The table
