@@ -20,10 +20,11 @@ from PIL import Image
 
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 
+from alrp.data.dataset_mapper import build_mapper
 from alrp.engine import CheckedCheckpointer, setup_config
 from alrp.errors import UserError
 
@@ -99,26 +100,23 @@ def read_thresholds(path: str, names: list) -> torch.Tensor:
     return torch.tensor(least, dtype=torch.float64)
 
 
-def build_predictor(cfg) -> DefaultPredictor:
-    """Detectron2's predictor, with a checkpoint that must fit the model."""
+def build_trained_model(cfg) -> torch.nn.Module:
+    """The model in eval mode, with a checkpoint that must fit it."""
     weights = cfg.MODEL.WEIGHTS
     if not weights or ("://" not in weights and not os.path.isfile(weights)):
         raise UserError(
             f"MODEL.WEIGHTS: expected the checkpoint of a trained model, but got {weights!r}; add "
             "--opts MODEL.WEIGHTS FILE at the end."
         )
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = ""  # DefaultPredictor itself would only warn of tensors that do not fit
-    predictor = DefaultPredictor(cfg)
-    CheckedCheckpointer(predictor.model).load(weights)
-    return predictor
+    model = build_model(cfg).eval()
+    CheckedCheckpointer(model).load(weights)
+    return model
 
 
-def read_bgr(path: str) -> np.ndarray:
-    """(H, W, 3) uint8 BGR; UserError if the file is no image."""
+def read_picture(path: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB; UserError if the file is no image."""
     try:
-        return read_image(path, format="BGR")
+        return read_image(path, format="RGB")
     except (OSError, SyntaxError, ValueError) as error:  # Pillow has a type per kind of damage
         raise UserError(
             f"--input: {path} cannot be read as an image ({error}); convert it or leave it out."
@@ -126,11 +124,11 @@ def read_bgr(path: str) -> np.ndarray:
 
 
 def draw(image: np.ndarray, instances, names: list) -> np.ndarray:
-    """RGB picture of the detections in a BGR image, enlarged if the image is small."""
+    """Picture of the detections in an RGB image, enlarged if the image is small."""
     classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
     labels = [f"{names[c] if names else c} {score:.0%}" for c, score in zip(classes, scores)]
     colours = colormap(rgb=True, maximum=1)
-    visualizer = Visualizer(image[:, :, ::-1], scale=max(1.0, MIN_SIDE / max(image.shape[:2])))
+    visualizer = Visualizer(image, scale=max(1.0, MIN_SIDE / max(image.shape[:2])))
     # draw_instance_predictions would colour objects at random instead of by class.
     picture = visualizer.overlay_instances(
         boxes=instances.pred_boxes,
@@ -146,14 +144,15 @@ def run(args) -> None:
     cfg = setup_config(args)
     names = class_names(cfg)
     thresholds = read_thresholds(args.thresholds, names) if args.thresholds else None
-    predictor = build_predictor(cfg)
+    model, mapper = build_trained_model(cfg), build_mapper(cfg, is_train=False)
     os.makedirs(args.output, exist_ok=True)
     for name, path in paths.items():
-        image = read_bgr(name)
-        instances = predictor(image)["instances"].to("cpu")
+        picture = read_picture(name)
+        with torch.no_grad():  # resized as in an evaluation
+            instances = model([mapper({"file_name": name})])[0]["instances"].to("cpu")
         least = args.confidence if thresholds is None else thresholds[instances.pred_classes]
         instances = instances[instances.scores.double() >= least]
-        Image.fromarray(draw(image, instances, names)).save(path)
+        Image.fromarray(draw(picture, instances, names)).save(path)
         print(f"{name}: {len(instances)} objects, see {path}")
 
 

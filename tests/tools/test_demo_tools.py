@@ -290,7 +290,7 @@ def test_file_that_is_no_image_is_named(demo, tmp_path, content):
         content = path.read_bytes()[:800]
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"a\.png cannot be read as an image"):
-        demo.read_bgr(str(path))
+        demo.read_picture(str(path))
 
 
 def test_thresholds_follow_the_class_names(demo, tmp_path):
