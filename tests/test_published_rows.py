@@ -1,4 +1,4 @@
-"""Every published RetinaNet row: its numbers, its network, and YAML and Lazy files that agree."""
+"""Every published RetinaNet and FoveaBox row: numbers, network, YAML and Lazy files that agree."""
 
 from __future__ import annotations
 
@@ -55,7 +55,12 @@ ROWS = {
     "alrp_retinanet_X_101_64x4d_DCN_FPN_ATSS_800_100e": Row(
         "resnext101_64x4d", 800, 3, 0.004, 16, (75, 95)
     ),
+    "focal_foveabox_R_50_FPN_100e": Row("resnet50", 500, 1, 0.02, 32, (75, 95), "focal", "fovea"),
+    "ap_foveabox_R_50_FPN_100e": Row("resnet50", 500, 1, 0.002, 32, (75, 95), "ap", "fovea"),
+    "alrp_foveabox_R_50_FPN_100e": Row("resnet50", 500, 1, 0.008, 32, (75, 95), "alrp", "fovea"),
 }
+FOVEA = {name: row for name, row in ROWS.items() if row.matcher == "fovea"}
+RETINA = {name: row for name, row in ROWS.items() if name not in FOVEA}
 ONE_X = "alrp_retinanet_R_50_FPN_ATSS_1x"  # ours
 ALL = [*ROWS, ONE_X]
 # Two networks of 100 million parameters, several times.
@@ -83,12 +88,17 @@ def test_published_numbers(name, row):
     assert solver.STEPS == tuple(epoch * per_epoch for epoch in row.steps)
     assert (solver.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) == (per_epoch, per_epoch)
     assert cfg.MODEL.WEIGHTS == f"torchvision://{row.backbone}"
-    assert (cfg.MODEL.ALRP.LOSS_TYPE, cfg.MODEL.ALRP.MATCHER) == (row.loss, row.matcher)
+    assert cfg.MODEL.ALRP.LOSS_TYPE == row.loss
     assert cfg.INPUT.AUGMENTATION == "published"
     assert cfg.INPUT.SQUARE_SIZE_TRAIN == {500: 512, 800: 800}[row.size]
     assert cfg.INPUT.MIN_SIZE_TEST == row.size
     assert cfg.INPUT.MAX_SIZE_TEST == {500: 833, 800: 1333}[row.size]
 
+
+@pytest.mark.parametrize("name, row", RETINA.items(), ids=list(RETINA))
+def test_published_anchors(name, row):
+    cfg = load_yaml(name)
+    assert (cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ALRP.MATCHER) == ("ALRPRetinaNet", row.matcher)
     octaves = 2 if row.size == 500 else 3
     for sizes, stride in zip(cfg.MODEL.ANCHOR_GENERATOR.SIZES, (8, 16, 32, 64, 128)):
         expected = [4 * stride * 2 ** (i / octaves) for i in range(octaves)]
@@ -97,6 +107,26 @@ def test_published_numbers(name, row):
     assert cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS == [ratios]
     assert octaves * len(ratios) == row.anchors
     assert cfg.MODEL.RETINANET.IOU_THRESHOLDS == [0.4, 0.5] and cfg.MODEL.ALRP.MIN_POS_IOU == 0
+
+
+@pytest.mark.parametrize("name", FOVEA)
+def test_published_foveabox(name):
+    cfg = load_yaml(name)
+    fovea = cfg.MODEL.FOVEABOX
+    assert (cfg.MODEL.META_ARCHITECTURE, fovea.NUM_CLASSES) == ("FoveaBox", 80)
+    assert fovea.BASE_EDGES == [16, 32, 64, 128, 256] and fovea.SIGMA == 0.4
+    assert fovea.SCALE_RANGES == [[1, 64], [32, 128], [64, 256], [128, 512], [256, 2048]]
+    assert fovea.IN_FEATURES == ["p3", "p4", "p5", "p6", "p7"]
+    assert (fovea.NUM_CONVS, fovea.NORM, fovea.PRIOR_PROB) == (4, "", 0.01)
+    assert (fovea.FOCAL_LOSS_ALPHA, fovea.FOCAL_LOSS_GAMMA) == (0.4, 1.5)
+    assert (fovea.SCORE_THRESH_TEST, fovea.NMS_THRESH_TEST) == (0.05, 0.5)
+    assert (fovea.TOPK_CANDIDATES_TEST, cfg.TEST.DETECTIONS_PER_IMAGE) == (1000, 100)
+    alrp = cfg.MODEL.ALRP
+    assert (alrp.SMOOTH_L1_BETA, alrp.DELTA, alrp.TAU) == (0.11, 1.0, 0.5)
+    assert (cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.NORM, alrp.NORM_EVAL) == (2, "BN", True)
+    solver = cfg.SOLVER
+    assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.GAMMA) == (1e-4, 1e-4, 0.1)
+    assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.OPTIMIZER) == (500, 0.001, "SGD")
 
 
 def test_one_x_is_the_schedule_and_the_images_of_detectron2():

@@ -8,13 +8,15 @@ from . import data, modeling  # noqa: F401  registration only
 def add_alrp_config(cfg: CN) -> None:
     """Add the keys of this project to a Detectron2 config; defaults reproduce the paper."""
     cfg.MODEL.ALRP = CN()
-    # "alrp": aLRP with GIoU; "ap": AP Loss with smooth L1.
+    # "alrp": aLRP with GIoU; "ap": AP Loss with smooth L1; "focal": focal loss with smooth L1, for
+    # FoveaBox only.
     cfg.MODEL.ALRP.LOSS_TYPE = "alrp"
     # Half width of the linear part of the smoothed step H, in logit units (paper: delta).
     cfg.MODEL.ALRP.DELTA = 1.0
     # IoU from which a detection is a true positive; scales the localisation error (paper: tau).
     cfg.MODEL.ALRP.TAU = 0.5
-    # Transition from squared to absolute error in deltas; LOSS_TYPE "ap" only.
+    # Transition from squared to absolute error in deltas; LOSS_TYPE "ap" and "focal" only. FoveaBox
+    # is published with 0.11.
     cfg.MODEL.ALRP.SMOOTH_L1_BETA = 1.0
     # "ATSS", or "max_iou" with MODEL.RETINANET.IOU_THRESHOLDS = [negative below, positive from].
     cfg.MODEL.ALRP.MATCHER = "ATSS"
@@ -35,6 +37,8 @@ def add_alrp_config(cfg: CN) -> None:
     # Candidate anchors per level and ground truth.
     cfg.MODEL.ATSS.TOPK = 9
 
+    _add_foveabox_config(cfg)
+
     # "SGD" (as published) or "AdamW" (converges from random weights within a short schedule).
     cfg.SOLVER.OPTIMIZER = "SGD"
 
@@ -47,3 +51,34 @@ def add_alrp_config(cfg: CN) -> None:
     # COCO-format datasets of one's own, as [name, annotation file, image folder]. Paths may
     # contain "~" and environment variables.
     cfg.DATASETS.COCO_FORMAT = []
+
+
+def _add_foveabox_config(cfg: CN) -> None:
+    cfg.MODEL.FOVEABOX = CN()
+    # Foreground classes.
+    cfg.MODEL.FOVEABOX.NUM_CLASSES = 80
+    # Features of the backbone that the head reads, from high to low resolution.
+    cfg.MODEL.FOVEABOX.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # Unit of the predicted distances on each level, in pixels (paper: z).
+    cfg.MODEL.FOVEABOX.BASE_EDGES = [16.0, 32.0, 64.0, 128.0, 256.0]
+    # Least and greatest square root of an object's area on each level, in pixels, both included.
+    cfg.MODEL.FOVEABOX.SCALE_RANGES = [
+        [1.0, 64.0],
+        [32.0, 128.0],
+        [64.0, 256.0],
+        [128.0, 512.0],
+        [256.0, 2048.0],
+    ]
+    # Sides of the positive area in sides of the object (paper: sigma).
+    cfg.MODEL.FOVEABOX.SIGMA = 0.4
+    # 3x3 convolutions of each tower, their norm ("" or "GN"), and the score at the start.
+    cfg.MODEL.FOVEABOX.NUM_CONVS = 4
+    cfg.MODEL.FOVEABOX.NORM = ""
+    cfg.MODEL.FOVEABOX.PRIOR_PROB = 0.01
+    # Weight of a positive and exponent; LOSS_TYPE "focal" only.
+    cfg.MODEL.FOVEABOX.FOCAL_LOSS_ALPHA = 0.4
+    cfg.MODEL.FOVEABOX.FOCAL_LOSS_GAMMA = 1.5
+    # Least score of a detection, cells per level that NMS sees, and the IoU at which it suppresses.
+    cfg.MODEL.FOVEABOX.SCORE_THRESH_TEST = 0.05
+    cfg.MODEL.FOVEABOX.TOPK_CANDIDATES_TEST = 1000
+    cfg.MODEL.FOVEABOX.NMS_THRESH_TEST = 0.5

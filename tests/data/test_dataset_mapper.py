@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from published_model import published_image
 
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
@@ -268,26 +269,11 @@ def test_an_image_without_annotations_is_kept(cfg, record_of):
 # Test images
 
 
-@pytest.fixture
-def published_image() -> np.ndarray:
-    """BGR image of the golden figures, by the rule that came with them."""
-    r, (h, w) = np.random.RandomState(5), (333, 517)
-    coarse = r.standard_normal((11, 17, 3)).repeat(32, axis=0).repeat(32, axis=1)[:h, :w]
-    fine = r.standard_normal((42, 65, 3)).repeat(8, axis=0).repeat(8, axis=1)[:h, :w]
-    noise = r.standard_normal((h, w, 3))
-    y, x = np.mgrid[:h, :w]
-    ramp = 40 * (x / w - 0.5) + 20 * (y / h - 0.5)
-    image = 128 + ramp[..., None] + 40 * coarse + 20 * fine + 6 * noise
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
-
-
-def test_test_images_have_the_bytes_of_the_published_pipeline(
-    cfg, golden, published_image, record_of
-):
+def test_test_images_have_the_bytes_of_the_published_pipeline(cfg, golden, record_of):
     """Figures of the published test pipeline, commit 2cfaa8e, mmcv 0.6.2: all bytes and a patch."""
-    figures = golden("model_case_A_resized")
-    assert zlib.crc32(published_image.tobytes()) == figures["image_crc32"]
-    sample = ALRPDatasetMapper(cfg, False)(record_of([], published_image[..., ::-1]))
+    figures, image = golden("model_case_A_resized"), published_image()
+    assert zlib.crc32(image.tobytes()) == figures["image_crc32"]
+    sample = ALRPDatasetMapper(cfg, False)(record_of([], image[..., ::-1]))
     assert sample["image"].dtype == torch.uint8 and "instances" not in sample
     assert (sample["height"], sample["width"]) == (333, 517)
     resized = np.ascontiguousarray(sample["image"].numpy().transpose(1, 2, 0)[..., ::-1])

@@ -290,7 +290,7 @@ def test_a_wrong_class_count_brings_the_exact_override(cfg, architecture, node):
 
 def test_the_class_count_of_a_fovea_box_is_checked(cfg):
     cfg.MODEL.META_ARCHITECTURE = "FoveaBox"
-    cfg.MODEL.FOVEABOX = type(cfg)({"NUM_CLASSES": 3})
+    cfg.MODEL.FOVEABOX.NUM_CLASSES = 3
     where = "MODEL.FOVEABOX.NUM_CLASSES"
     finding = _only([f for f in check(cfg, for_training=True) if f.where == where])
     assert "3 classes, but" in finding.what and "NUM_CLASSES 2" in finding.fix

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import warnings
 import pytest
 import torch
 from reference import alrp_reference, ap_reference
@@ -214,6 +215,79 @@ def test_two_runs_are_bit_equal(loss):
         value.backward()
         runs.append((value.detach(), leaf.grad))
     assert_close(runs[0], runs[1], rtol=0, atol=0)
+
+
+@pytest.fixture
+def deterministic():
+    """Run a test under torch.use_deterministic_algorithms(True)."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@both
+def test_deterministic_algorithms_give_the_same_bits_twice(loss, device, deterministic):
+    """Sums by atomic additions would differ in the last bits on a GPU."""
+    logits, targets = random_case(size=300_000)
+    targets[targets == 1] = torch.arange(int((targets == 1).sum())) % 100 // 99
+    logits, targets = logits.to(device), targets.to(device)
+    errors = errors_for(targets, requires_grad=False).to(device)
+    runs = []
+    for _ in range(2):
+        leaf = logits.clone().requires_grad_()
+        value = total(loss, leaf, targets, errors)
+        value.backward()
+        runs.append((value.detach(), leaf.grad))
+    assert runs[0][1].any()
+    assert_close(runs[0], runs[1], rtol=0, atol=0)
+
+
+@both
+@pytest.mark.cuda
+def test_a_call_reads_the_device_at_most_twice(loss):
+    logits, targets = (x.cuda() for x in random_case(size=100_000))
+    errors = errors_for(targets, requires_grad=False)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            total(loss, logits.requires_grad_(), targets, errors.cuda()).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sum("synchronizing" in str(warning.message) for warning in caught) <= 2
+
+
+@both
+def test_changing_the_logits_in_place_before_backward_is_refused(loss):
+    """The gradient is formed in backward, from the logits as they were."""
+    logits, targets = random_case()
+    leaf = (1.0 * logits.requires_grad_()).clone()
+    value = total(loss, leaf, targets, errors_for(targets))
+    leaf.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+@both
+def test_a_graph_that_is_kept_gives_the_gradient_again(loss):
+    logits, targets = random_case()
+    leaf = logits.requires_grad_()
+    value = total(loss, leaf, targets, errors_for(targets, requires_grad=False))
+    (first,) = torch.autograd.grad(value, leaf, retain_graph=True)
+    (again,) = torch.autograd.grad(-2.0 * value, leaf)
+    assert first.any()
+    assert_close(again, -2.0 * first)
+
+
+@both
+def test_targets_may_be_a_slice_of_a_larger_tensor(loss):
+    """Eight targets are read at a time where their place in memory allows it."""
+    logits, targets = random_case()
+    targets = targets.to(torch.int8)
+    value = total(loss, logits[3:], targets[3:], errors_for(targets[3:]))
+    apart = total(loss, logits[3:].clone(), targets[3:].clone(), errors_for(targets[3:]))
+    assert_close(value, apart, rtol=0, atol=0)
 
 
 @both

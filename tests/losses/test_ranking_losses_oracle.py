@@ -123,6 +123,35 @@ class TestFloat32:
         assert_norm_near(grad, expected.grad_logits, 1e-6)
 
 
+# Mean and deviation of the logits of negatives and of positives as a training goes on.
+STAGES = {
+    "start": ((-4.6, 0.1), (-4.6, 0.1)),
+    "middle": ((-4.5, 1.2), (-1.5, 1.5)),
+    "end": ((-9.0, 1.5), (2.0, 1.5)),
+}
+
+
+@pytest.mark.parametrize("delta", DELTAS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_gradients_of_a_large_batch_keep_their_digits_at_every_stage(rng, stage, delta):
+    """100 positives among 40 000 float32 logits, a few of them ignored."""
+    negatives, positives = STAGES[stage]
+    logits = rng.normal(*negatives, 40_000).astype(np.float32)
+    targets = rng.choice([0, -1], p=[0.97, 0.03], size=40_000)
+    targets[rng.choice(40_000, 100, replace=False)] = 1
+    logits[targets == 1] = rng.normal(*positives, 100)
+    errors = rng.random(100).astype(np.float32)
+    cls, rank, grad, _, _ = run_alrp(logits, targets, errors, delta=delta)
+    expected = alrp_reference(logits, targets, errors, delta)
+    assert_near(cls, expected.cls, 1e-6)
+    assert_near(rank, expected.rank, 1e-6)
+    assert_norm_near(grad, expected.grad_logits, 1e-6)
+    loss, ap_grad = run_ap(logits, targets, delta=delta)
+    expected_ap = ap_reference(logits, targets, delta)
+    assert_near(loss, expected_ap.cls, 1e-6)
+    assert_norm_near(ap_grad, expected_ap.grad_logits, 1e-6)
+
+
 @pytest.mark.parametrize("offset", [-4.595, 1e3])
 def test_a_common_offset_costs_no_precision_in_float64(rng, offset):
     logits, targets, errors = make_problem(rng, 2000, 0.1, ties=False)

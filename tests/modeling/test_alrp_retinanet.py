@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-import numpy as np
+import detectors
 import pytest
 import torch
+from detectors import (
+    NoBackbone,
+    golden_gradient_errors,
+    golden_instances,
+    golden_predictions,
+    image,
+    train_step,
+)
 from torch import nn
 from torch.testing import assert_close
 
-from detectron2.config import get_cfg
-from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.backbone import Backbone
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
+from detectron2.structures import Boxes
 
-from alrp.config import add_alrp_config
 from alrp.losses import SelfBalance
 from alrp.modeling import (
     ALRPLosses,
@@ -43,19 +45,7 @@ MAX_IOU_CASES = [
 
 
 def small_config(num_classes=3, **overrides):
-    cfg = get_cfg()
-    add_alrp_config(cfg)
-    cfg.merge_from_file("configs/Base-ALRP-RetinaNet.yaml")
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.RESNETS.DEPTH = 18
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
-    cfg.MODEL.FPN.OUT_CHANNELS = 16
-    cfg.MODEL.RETINANET.NUM_CONVS = 1
-    cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
-    cfg.MODEL.ALRP.SELF_BALANCE.PERIOD = 2
-    cfg.merge_from_list([x for pair in overrides.items() for x in pair])
-    return cfg
+    return detectors.small_config("Base-ALRP-RetinaNet.yaml", "RETINANET", num_classes, **overrides)
 
 
 def small_model(num_classes=3, **overrides):
@@ -63,40 +53,10 @@ def small_model(num_classes=3, **overrides):
     return build_model(small_config(num_classes, **overrides))
 
 
-def image(height, width, boxes=(), classes=()):
-    instances = Instances((height, width))
-    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
-    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
-    pixels = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(1))
-    return {"image": pixels.float(), "instances": instances, "height": height, "width": width}
-
-
 BATCH = [
     image(64, 96, [[5, 5, 40, 50], [30, 10, 90, 60]], [0, 2]),
     image(64, 96),
 ]
-
-
-def train_step(model, batch=BATCH, start_iter=0):
-    model.train()
-    with EventStorage(start_iter) as storage:
-        losses = model(copy.deepcopy(batch))
-        sum(losses.values()).backward()
-    return losses, storage
-
-
-class NoBackbone(Backbone):
-    """Carries the strides only; the golden cases store what a head would predict."""
-
-    def forward(self, images):
-        raise AssertionError("the golden cases start from predictions")
-
-    def output_shape(self):
-        return {f"p{i}": ShapeSpec(channels=1, stride=2**i) for i in range(3, 8)}
-
-    @property
-    def size_divisibility(self):
-        return 32
 
 
 def golden_model(case, matcher, loss_type="alrp"):
@@ -121,16 +81,6 @@ def golden_model(case, matcher, loss_type="alrp"):
 def golden_anchors(case):
     anchors = torch.from_numpy(case["anchors"])
     return [Boxes(x) for x in anchors.split(case["num_anchors_per_level"].tolist())]
-
-
-def golden_instances(case):
-    result = []
-    for i, (height, width) in enumerate(case["image_shapes"].tolist()):
-        instances = Instances((height, width))
-        instances.gt_boxes = Boxes(torch.from_numpy(case[f"gt_boxes_image{i}"]))
-        instances.gt_classes = torch.from_numpy(case[f"gt_labels_image{i}"])
-        result.append(instances)
-    return result
 
 
 def golden_labels(case):
@@ -172,10 +122,7 @@ def test_published_losses_and_gradients(golden, name):
     case = golden(name)
     num_classes = int(case["num_classes"])
     model = golden_model(case, None, "ap" if name.startswith("ap") else "alrp")
-    predictions = [
-        [torch.from_numpy(case[f"{key}{i}"]).requires_grad_() for i in range(5)]
-        for key in ("cls_score_level", "bbox_pred_level")
-    ]
+    predictions = golden_predictions(case)
     logits, deltas = model._transpose_dense_predictions(predictions, [num_classes, 4])
     labels, boxes = golden_labels(case)
     losses = model.losses(golden_anchors(case), logits, labels, deltas, boxes)
@@ -183,11 +130,7 @@ def test_published_losses_and_gradients(golden, name):
 
     assert losses["loss_cls"].item() == pytest.approx(float(case["loss_cls"]), rel=1e-5)
     assert losses["loss_box_reg"].item() == pytest.approx(float(case["loss_bbox"]), rel=1e-5)
-    for key, leaves in zip(("grad_cls_score_level", "grad_bbox_pred_level"), predictions):
-        actual = np.concatenate([x.grad.numpy().ravel() for x in leaves]).astype(np.float64)
-        expected = np.concatenate([case[f"{key}{i}"].ravel() for i in range(5)])
-        error = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
-        assert error < 1e-5
+    assert max(golden_gradient_errors(case, predictions)) < 1e-5
 
 
 @pytest.mark.parametrize("name", ATSS_CASES)
@@ -251,7 +194,7 @@ def test_anchors_beyond_the_own_padding_of_an_image_are_ignored():
 
 
 def test_events_hold_the_weight_and_the_unweighted_loss():
-    losses, storage = train_step(small_model(), start_iter=19)
+    losses, storage = train_step(small_model(), BATCH, start_iter=19)
     latest = {name: value for name, (value, _) in storage.latest().items()}
     assert latest["alrp/self_balance_weight"] == 50.0
     unweighted = losses["loss_cls"] + losses["loss_box_reg"] / 50.0
@@ -264,14 +207,14 @@ def test_events_hold_the_weight_and_the_unweighted_loss():
 def test_self_balance_state_travels_in_the_state_dict():
     model = small_model()
     for _ in range(3):
-        train_step(model)
+        train_step(model, BATCH)
     other = small_model()
     other.load_state_dict(model.state_dict())
     ours, theirs = model.ranking_losses.self_balance, other.ranking_losses.self_balance
     assert ours.weight != 50.0 and ours.count == 1
     assert_close(theirs.weight, ours.weight, rtol=0, atol=0)
-    losses, _ = train_step(model)
-    resumed, _ = train_step(other)
+    losses, _ = train_step(model, BATCH)
+    resumed, _ = train_step(other, BATCH)
     assert_close(resumed["loss_box_reg"], losses["loss_box_reg"], rtol=0, atol=0)
 
 
@@ -285,15 +228,15 @@ def test_state_dict_without_self_balance_loads():
 def test_self_balance_can_be_switched_off():
     model = small_model(**{"MODEL.ALRP.SELF_BALANCE.ENABLED": False})
     assert not [name for name in model.state_dict() if "self_balance" in name]
-    losses, _ = train_step(model)
-    balanced, _ = train_step(small_model())
+    losses, _ = train_step(model, BATCH)
+    balanced, _ = train_step(small_model(), BATCH)
     assert_close(50 * losses["loss_box_reg"], balanced["loss_box_reg"])
 
 
 def test_losses_under_autocast_are_float32_and_close():
-    exact, _ = train_step(small_model())
+    exact, _ = train_step(small_model(), BATCH)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses, _ = train_step(small_model())
+        losses, _ = train_step(small_model(), BATCH)
     for name, loss in losses.items():
         assert loss.dtype == torch.float32
         assert_close(loss, exact[name], rtol=0.05, atol=0.0)
@@ -305,13 +248,13 @@ def test_nan_weights_are_named(broken):
     nn.init.constant_(getattr(model.head, broken).weight, float("nan"))
     name = {"cls_score": "logits", "bbox_pred": "loc_errors"}[broken]
     with pytest.raises(FloatingPointError, match=name):
-        train_step(model)
+        train_step(model, BATCH)
 
 
 def test_a_head_without_a_period_says_how_to_set_it():
     model = small_model(**{"MODEL.ALRP.SELF_BALANCE.PERIOD": 0})
     with pytest.raises(RuntimeError, match="SELF_BALANCE.PERIOD"):
-        train_step(model)
+        train_step(model, BATCH)
 
 
 @pytest.mark.parametrize("key, value", [("LOSS_TYPE", "focal"), ("MATCHER", "hungarian")])
@@ -356,7 +299,7 @@ def test_batch_norm_stays_in_eval_mode_while_its_affine_trains():
     assert norms and not any(m.training for m in norms.values())
     assert all(m.weight.requires_grad for m in norms.values())
     before = {n: m.running_mean.clone() for n, m in norms.items()}
-    train_step(model)
+    train_step(model, BATCH)
     assert all(torch.equal(m.running_mean, before[n]) for n, m in norms.items())
     assert any(m.weight.grad.any() for m in norms.values())
 

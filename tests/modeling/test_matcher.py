@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from reference import atss_reference, max_iou_reference
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from alrp.modeling import pairwise
 from alrp.modeling.matcher import ATSSMatcher, MaxIoUMatcher
 
 ATSS_ALONE = [
@@ -141,6 +143,20 @@ def test_atss_equals_brute_force_with_exact_ties(seed, concentric):
     np.testing.assert_array_equal(actual[decided], lower[decided])
 
 
+@pytest.mark.parametrize("topk", [3, 9])
+def test_atss_equals_brute_force_in_a_crowd_on_large_levels(topk, rng):
+    """Levels of several thousand anchors are searched in two rounds."""
+    anchors = [grid_level(4, 48, (8, 12)), grid_level(8, 24, (16, 24)), grid_level(64, 3, (128,))]
+    gt_boxes = integer_boxes(rng, 25, 180, 40)
+    actual = published_form(*run(ATSSMatcher(topk=topk), gt_boxes, anchors))
+    lower, upper = (
+        published_form(*atss_reference(gt_boxes, anchors, topk, slack)) for slack in (-1e-5, 1e-5)
+    )
+    decided = lower == upper
+    assert decided.mean() > 0.99 and (actual > 0).sum() > 20
+    np.testing.assert_array_equal(actual[decided], lower[decided])
+
+
 @pytest.mark.parametrize("low_quality", [False, True])
 @pytest.mark.parametrize("thresholds", [(0.5, 0.4, 0.0), (0.5, 0.5, 0.0), (0.7, 0.3, 0.3)], ids=str)
 @pytest.mark.parametrize("seed", range(6))
@@ -159,6 +175,19 @@ def test_max_iou_equals_brute_force_with_exact_ties(seed, thresholds, low_qualit
     np.testing.assert_array_equal(idxs[labels == 1], expected[0][labels == 1])
 
 
+class LargestTensor(TorchDispatchMode):
+    """The greatest number of elements of a tensor that an operator returned meanwhile."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        for value in output if isinstance(output, (tuple, list)) else [output]:
+            if isinstance(value, torch.Tensor):
+                self.numel = max(self.numel, value.numel())
+        return output
+
+
 @pytest.mark.parametrize("matcher", [ATSSMatcher(topk=9), MaxIoUMatcher()], ids=["atss", "max_iou"])
 class TestBoth:
     def test_without_boxes_every_anchor_is_negative(self, matcher, device):
@@ -169,6 +198,40 @@ class TestBoth:
         gt_boxes, anchors = integer_boxes(rng, 20, 48, 40), level_grids(concentric=True)
         first = run(matcher, gt_boxes, anchors, device)
         np.testing.assert_array_equal(run(matcher, gt_boxes, anchors, device), first)
+
+    @pytest.mark.parametrize("block", [1, 3000])
+    def test_the_result_does_not_depend_on_the_block(self, matcher, block, rng, monkeypatch):
+        gt_boxes = integer_boxes(rng, 40, 180, 40)
+        anchors = [grid_level(4, 48, (8, 12)), grid_level(16, 12, (32, 48))]
+        expected = run(matcher, gt_boxes, anchors)
+        monkeypatch.setattr(pairwise, "BLOCK", block)
+        np.testing.assert_array_equal(run(matcher, gt_boxes, anchors), expected)
+
+    @pytest.mark.parametrize("block", [1, 10000])
+    def test_no_tensor_holds_more_than_a_block_of_pairs(self, matcher, block, rng, monkeypatch):
+        monkeypatch.setattr(pairwise, "BLOCK", block)
+        gt_boxes = torch.from_numpy(integer_boxes(rng, 60, 180, 40)).float()
+        anchors = [torch.from_numpy(grid_level(4, 48, (8, 12)))]
+        with LargestTensor() as largest:
+            matcher(gt_boxes, anchors)
+        assert largest.numel <= max(block, anchors[0].numel()) < 60 * len(anchors[0]) / 4
+
+    def test_an_empty_level_changes_nothing(self, matcher, rng):
+        gt_boxes, anchors = integer_boxes(rng, 20, 48, 40), level_grids(concentric=True)
+        anchors.insert(1, np.zeros((0, 4), np.float32))
+        expected = run(matcher, gt_boxes, [level for level in anchors if len(level)])
+        np.testing.assert_array_equal(run(matcher, gt_boxes, anchors), expected)
+
+    @pytest.mark.cuda
+    def test_a_gpu_is_never_waited_for(self, matcher, rng):
+        gt_boxes = torch.from_numpy(integer_boxes(rng, 40, 180, 40)).float().cuda()
+        anchors = [torch.from_numpy(grid_level(4, 48, (8, 12))).cuda()]
+        matcher(gt_boxes, anchors)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            matcher(gt_boxes, anchors)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
     def test_no_graph_is_built(self, matcher):
         anchors = [torch.from_numpy(level).requires_grad_() for level in level_grids(False)]

@@ -21,7 +21,7 @@ class Conversion(NamedTuple):
     leftovers: list[str]
 
 
-# torchvision's name -> Detectron2's, below "backbone.bottom_up.". In both, X is the tensor's name.
+# torchvision's module -> Detectron2's, below "backbone.bottom_up.".
 # Groups: stage (torchvision counts from 1, Detectron2 from 2), block, convolution.
 _RESNET_NAMES = (
     (r"conv1", "stem.conv1"),
@@ -31,9 +31,11 @@ _RESNET_NAMES = (
     (r"layer([1-4])\.(\d+)\.downsample\.0", "res{stage}.{block}.shortcut"),
     (r"layer([1-4])\.(\d+)\.downsample\.1", "res{stage}.{block}.shortcut.norm"),
 )
-_TENSOR = r"\.(weight|bias|running_mean|running_var)"
+_TENSOR = r"(weight|bias|running_mean|running_var)"
 # The classifier, and counters that batch norm with stored statistics does not use.
 _DROPPED = re.compile(r"fc\.(weight|bias)|.*\.num_batches_tracked")
+# In the backbone of a detector but not in these: offsets of deformable convolution, and counters.
+STARTS_AT_ZERO = re.compile(r"\.conv2_offset\.|\.num_batches_tracked$")
 
 
 def is_torchvision_resnet(state: Mapping[str, Tensor]) -> bool:
@@ -52,9 +54,10 @@ def torchvision_to_detectron2(state: Mapping[str, Tensor]) -> Conversion:
     """
     conversion = Conversion({}, [], [])
     for name, tensor in state.items():
-        new_name = _renamed(name)
-        if new_name is not None:
-            conversion.state[new_name] = tensor
+        module, _, kind = name.rpartition(".")
+        new_module = resnet_name(module) if re.fullmatch(_TENSOR, kind) else None
+        if new_module is not None:
+            conversion.state[f"{new_module}.{kind}"] = tensor
         elif _DROPPED.fullmatch(name):
             conversion.dropped.append(name)
         else:
@@ -62,13 +65,13 @@ def torchvision_to_detectron2(state: Mapping[str, Tensor]) -> Conversion:
     return conversion
 
 
-def _renamed(name: str) -> str | None:
+def resnet_name(module: str) -> str | None:
+    """Detectron2's name of a module of torchvision's ResNets; None if there is no rule for it."""
     for pattern, template in _RESNET_NAMES:
-        match = re.fullmatch(pattern + _TENSOR, name)
+        match = re.fullmatch(pattern, module)
         if match:
-            *place, tensor = match.groups()
-            numbers = dict(zip(("stage", "block", "conv"), map(int, place)))
+            numbers = dict(zip(("stage", "block", "conv"), map(int, match.groups())))
             if numbers:
                 numbers["stage"] += 1
-            return f"{template.format(**numbers)}.{tensor}"
+            return template.format(**numbers)
     return None

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import os
-import re
 from typing import Any
 import torch
 
 from detectron2.checkpoint import DetectionCheckpointer
 
-from ..checkpoint import is_torchvision_resnet, torchvision_to_detectron2
+from ..checkpoint import (
+    STARTS_AT_ZERO,
+    explain_unreadable,
+    has_published_names,
+    is_torchvision_resnet,
+    torchvision_to_detectron2,
+)
 from ..errors import UserError
 from ..losses import SelfBalance
 
 _STEM = "stem.conv1.weight"
-# In the backbone but not in a classifier: offsets of deformable convolution; and batch counters.
-_STARTS_AT_ZERO = re.compile(r"\.conv2_offset\.|\.num_batches_tracked$")
+_CONVERT_FIRST = "convert it first: python tools/convert_checkpoint.py IN.pth OUT.pth"
 
 
 class CheckedCheckpointer(DetectionCheckpointer):
@@ -75,11 +79,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
         except OSError:
             raise
         except Exception as error:  # torch.load and pickle document no common exception
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"checkpoint {filename} cannot be read ({reason}); it may be truncated or not a "
-                "PyTorch checkpoint. Copy or download it again."
-            ) from error
+            raise UserError(explain_unreadable(filename, error)) from error
         _check_is_state_dict(checkpoint["model"], filename)
         return self._from_torchvision(checkpoint)
 
@@ -133,7 +133,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
     def _check_backbone(prefix: str, *differences: list[str]) -> None:
         """Weights of another depth would fit in part, and leave the rest random without a word."""
         missing, misshapen, unexpected = (
-            [n for n in names if n.startswith(prefix) and not _STARTS_AT_ZERO.search(n)]
+            [n for n in names if n.startswith(prefix) and not STARTS_AT_ZERO.search(n)]
             for names in differences
         )
         if missing or misshapen or unexpected:
@@ -157,8 +157,10 @@ def _check_is_state_dict(state: Any, filename: str) -> None:
     if isinstance(state, dict) and "state_dict" in state:
         raise UserError(
             f"checkpoint {filename} holds its weights under 'state_dict', as MMDetection's do, "
-            "with the names of another framework; convert it to Detectron2's names first."
+            f"with names of that framework; {_CONVERT_FIRST}"
         )
+    if isinstance(state, dict) and has_published_names(state):
+        raise UserError(f"checkpoint {filename} has the names of MMDetection; {_CONVERT_FIRST}")
     arrays = (torch.Tensor, np.ndarray)
     if not isinstance(state, dict) or not all(isinstance(x, arrays) for x in state.values()):
         raise UserError(

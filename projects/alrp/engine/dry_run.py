@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from .checkpointer import CheckedCheckpointer
-from .preflight import PUBLISHED_BATCH, PUBLISHED_LR
+from .preflight import PUBLISHED_BATCH, published_learning_rate
 from .trainer import TrainingParts, distribute, epoch_length
 
 
@@ -83,11 +83,12 @@ def _schedule(cfg: CfgNode, num_images: int) -> dict[str, str]:
 
 def _learning_rate(cfg: CfgNode) -> str:
     """The rate, and what it is at the batch of the published rates; they scale linearly."""
-    lr, batch, loss = cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.ALRP.LOSS_TYPE
+    lr, batch = cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH
+    published = published_learning_rate(cfg)
     text = f"{lr:g} = {lr * PUBLISHED_BATCH / batch:g} at the reference batch of {PUBLISHED_BATCH}"
-    if cfg.SOLVER.OPTIMIZER != "SGD" or not cfg.MODEL.META_ARCHITECTURE.startswith("ALRP"):
+    if published is None:
         return f"{text} ({cfg.SOLVER.OPTIMIZER}; no published rate)"
-    return f"{text} (published: {PUBLISHED_LR[loss]:g})"
+    return f"{text} (published: {published:g})"
 
 
 def _peak_memory(on_gpu: bool) -> str:

@@ -15,7 +15,11 @@ from torch import nn
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+)
 from detectron2.utils import comm
 from detectron2.utils.registry import locate
 
@@ -23,11 +27,18 @@ from ..config import add_alrp_config
 from ..data.datasets.coco_format import register_coco_format
 from ..errors import UserError
 from ..losses import SelfBalance
-from ..modeling import APLosses
+from ..modeling import ALRPLosses, APLosses, FocalLosses
 from .checkpointer import CheckedCheckpointer
 from .trainer import TrainingParts, distribute, epoch_length, synchronize_buffers
 
 _LOGGER = logging.getLogger(__name__)
+
+# Name of the losses' class -> MODEL.ALRP.LOSS_TYPE.
+_LOSS_TYPES = {
+    ALRPLosses.__name__: "alrp",
+    APLosses.__name__: "ap",
+    FocalLosses.__name__: "focal",
+}
 
 
 def setup_lazy_config(args) -> DictConfig:
@@ -67,9 +78,8 @@ def as_cfg_node(cfg: DictConfig) -> CfgNode:
     architecture = _target_name(model)
     if architecture in META_ARCH_REGISTRY:
         node.MODEL.META_ARCHITECTURE = architecture
-    node.MODEL.RETINANET.NUM_CLASSES = model.get("num_classes", 80)
-    if any(_target_name(part) == APLosses.__name__ for part in _nodes(model)):
-        node.MODEL.ALRP.LOSS_TYPE = "ap"
+    _set_class_count(node, model)
+    _set_component_names(node, model)
     node.MODEL.DEVICE = train.device
     node.MODEL.WEIGHTS = train.init_checkpoint or ""
     node.DATASETS.TRAIN = _as_tuple(loader.train.dataset.names)
@@ -86,6 +96,26 @@ def as_cfg_node(cfg: DictConfig) -> CfgNode:
     node.OUTPUT_DIR = train.output_dir
     node.freeze()
     return node
+
+
+def _set_class_count(node: CfgNode, model: DictConfig) -> None:
+    """Written to every node: which one counts is known for registered architectures only."""
+    parts = [model.get("roi_heads"), model]
+    counts = [part.num_classes for part in parts if part is not None and "num_classes" in part]
+    for name in ("RETINANET", "FOVEABOX", "ROI_HEADS"):
+        node.MODEL[name].NUM_CLASSES = counts[0] if counts else 80
+
+
+def _set_component_names(node: CfgNode, model: DictConfig) -> None:
+    """Losses, and of an R-CNN its parts, by the classes that the model is made of."""
+    for part in map(_target_name, _nodes(model)):
+        node.MODEL.ALRP.LOSS_TYPE = _LOSS_TYPES.get(part, node.MODEL.ALRP.LOSS_TYPE)
+    for key, registry in (
+        ("proposal_generator", PROPOSAL_GENERATOR_REGISTRY),
+        ("roi_heads", ROI_HEADS_REGISTRY),
+    ):
+        if key in model and _target_name(model[key]) in registry:
+            node.MODEL[key.upper()].NAME = _target_name(model[key])
 
 
 def build_lazy_parts(cfg: DictConfig) -> TrainingParts:

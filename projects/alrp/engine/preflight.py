@@ -15,7 +15,14 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import builtin
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    RPN_HEAD_REGISTRY,
+)
 
 from ..data.datasets.coco_check import CocoSummary, Finding, check_coco_dataset
 from ..data.datasets.coco_format import coco_format_names
@@ -28,9 +35,18 @@ _LOGGER = logging.getLogger(__name__)
 # Part of MODEL.META_ARCHITECTURE -> node of MODEL whose NUM_CLASSES it reads.
 _CLASS_COUNT_NODES = {"Retina": "RETINANET", "Fovea": "FOVEABOX", "RCNN": "ROI_HEADS"}
 
-# Published learning rates at a total batch of 32 images, by MODEL.ALRP.LOSS_TYPE.
+# Published learning rates at a total batch of 32 images: by architecture, for a GeneralizedRCNN by
+# MODEL.ROI_HEADS.NAME; and by MODEL.ALRP.LOSS_TYPE, or "ce" for cross entropy.
 PUBLISHED_BATCH = 32
-PUBLISHED_LR = {"alrp": 0.008, "ap": 0.002}
+_PUBLISHED_LR = {
+    ("ALRPRetinaNet", "alrp"): 0.008,
+    ("ALRPRetinaNet", "ap"): 0.002,
+    ("FoveaBox", "alrp"): 0.008,
+    ("FoveaBox", "ap"): 0.002,
+    ("FoveaBox", "focal"): 0.02,
+    ("ALRPROIHeads", "alrp"): 0.012,
+    ("StandardROIHeads", "ce"): 0.04,
+}
 _LR_TOLERANCE = 4.0
 
 # Of Detectron2's get_norm("GN", ...).
@@ -79,6 +95,15 @@ def report(findings: Iterable[Finding]) -> None:
     if errors:
         count = "1 mistake was" if len(errors) == 1 else f"{len(errors)} mistakes were"
         raise UserError("\n\n".join([f"{count} found before the start.", *errors]))
+
+
+def published_learning_rate(cfg: CfgNode) -> Optional[float]:
+    """Learning rate published for a model at ``PUBLISHED_BATCH`` images; None if there is none."""
+    name, loss = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ALRP.LOSS_TYPE
+    if name == "GeneralizedRCNN":
+        name = cfg.MODEL.ROI_HEADS.NAME
+        loss = "ce" if name == "StandardROIHeads" else loss
+    return _PUBLISHED_LR.get((name, loss)) if cfg.SOLVER.OPTIMIZER == "SGD" else None
 
 
 def _paragraph(finding: Finding) -> str:
@@ -210,11 +235,8 @@ def _check_solver(cfg: CfgNode, world_size: int) -> list[Finding]:
 
 def _check_learning_rate(cfg: CfgNode) -> list[Finding]:
     """The learning rate is not far from the published one for this batch."""
-    uses_sgd = cfg.SOLVER.get("OPTIMIZER", "SGD").upper() == "SGD"
-    loss = cfg.MODEL.ALRP.LOSS_TYPE if "ALRP" in cfg.MODEL else "alrp"
-    if not cfg.MODEL.META_ARCHITECTURE.startswith("ALRP") or not uses_sgd:
-        return []
-    published, batch, lr = PUBLISHED_LR.get(loss), cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR
+    batch, lr = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR
+    published = published_learning_rate(cfg)
     if published is None or batch < 1:
         return []
     expected = published * batch / PUBLISHED_BATCH
@@ -222,18 +244,30 @@ def _check_learning_rate(cfg: CfgNode) -> list[Finding]:
         return []
     what = (
         f"{lr:g} is far from {expected:g}, the published {published:g} for {PUBLISHED_BATCH} "
-        f"images scaled to SOLVER.IMS_PER_BATCH {batch}; ranking losses are sensitive to it"
+        f"images scaled to SOLVER.IMS_PER_BATCH {batch}"
     )
     return [Finding("warning", "SOLVER.BASE_LR", what, f"try SOLVER.BASE_LR {expected:g}")]
 
 
 def _check_components(cfg: CfgNode) -> list[Finding]:
     """Components named in the config exist."""
+    model = cfg.MODEL
+    components = [
+        ("MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE, META_ARCH_REGISTRY),
+        ("MODEL.BACKBONE.NAME", model.BACKBONE.NAME, BACKBONE_REGISTRY),
+    ]
+    if model.META_ARCHITECTURE == "GeneralizedRCNN":
+        generator, box_head = model.PROPOSAL_GENERATOR.NAME, model.ROI_BOX_HEAD.NAME
+        components.append(("MODEL.ROI_HEADS.NAME", model.ROI_HEADS.NAME, ROI_HEADS_REGISTRY))
+        if generator != "PrecomputedProposals":
+            components += [
+                ("MODEL.PROPOSAL_GENERATOR.NAME", generator, PROPOSAL_GENERATOR_REGISTRY),
+                ("MODEL.RPN.HEAD_NAME", model.RPN.HEAD_NAME, RPN_HEAD_REGISTRY),
+            ]
+        if box_head:
+            components.append(("MODEL.ROI_BOX_HEAD.NAME", box_head, ROI_BOX_HEAD_REGISTRY))
     findings = []
-    for key, name, registry in (
-        ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
-        ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
-    ):
+    for key, name, registry in components:
         if name not in registry:
             choices = sorted(known for known, _ in registry)
             what = f"no component {name!r} is registered; there are {', '.join(choices)}"
@@ -243,25 +277,24 @@ def _check_components(cfg: CfgNode) -> list[Finding]:
 
 
 def _check_ranges(cfg: CfgNode) -> list[Finding]:
-    """Numbers of the ranking-loss RetinaNet lie where they have a meaning."""
-    if cfg.MODEL.META_ARCHITECTURE != "ALRPRetinaNet":
-        return []
-    alrp, retinanet, channels = cfg.MODEL.ALRP, cfg.MODEL.RETINANET, cfg.MODEL.FPN.OUT_CHANNELS
-    thresholds = list(retinanet.IOU_THRESHOLDS)
-    ordered = len(thresholds) == 2 and 0 <= thresholds[0] <= thresholds[1] <= 1
-    rules = [
-        ("MODEL.ALRP.DELTA", alrp.DELTA, 0 < alrp.DELTA < math.inf, "a number > 0", 1.0),
-        ("MODEL.ALRP.TAU", alrp.TAU, 0 <= alrp.TAU < 1, "a number in [0, 1)", 0.5),
-        ("MODEL.ATSS.TOPK", cfg.MODEL.ATSS.TOPK, cfg.MODEL.ATSS.TOPK >= 1, "1 or more", 9),
-        ("MODEL.RETINANET.IOU_THRESHOLDS", thresholds, ordered, "[low, high]", '"[0.4, 0.5]"'),
-    ]
-    balance = alrp.SELF_BALANCE
-    key = "MODEL.ALRP.SELF_BALANCE."
-    rules += [
-        (key + "PERIOD", balance.PERIOD, balance.PERIOD >= 0, "iterations, or 0 for an epoch", 0),
-        (key + "INIT_WEIGHT", balance.INIT_WEIGHT, balance.INIT_WEIGHT > 0, "a number > 0", 50.0),
-    ]
-    if retinanet.NORM == "GN":
+    """Numbers of models with ranking losses lie where they have a meaning."""
+    rules = []
+    architecture, channels = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.FPN.OUT_CHANNELS
+    is_rcnn = architecture == "GeneralizedRCNN"
+    has_rpn = is_rcnn and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "ALRPRPN"
+    has_heads = is_rcnn and cfg.MODEL.ROI_HEADS.NAME == "ALRPROIHeads"
+    if architecture in ("ALRPRetinaNet", "FoveaBox") or has_rpn or has_heads:
+        rules += _ranges_of_losses(cfg)
+    if architecture == "ALRPRetinaNet":
+        rules += _range_of_thresholds("MODEL.RETINANET", cfg.MODEL.RETINANET, "[0.4, 0.5]")
+        topk = cfg.MODEL.ATSS.TOPK
+        rules.append(("MODEL.ATSS.TOPK", topk, topk >= 1, "1 or more", 9))
+    if has_rpn:
+        rules += _range_of_thresholds("MODEL.RPN", cfg.MODEL.RPN, "[0.3, 0.7]")
+        weight = cfg.MODEL.RPN.LOSS_WEIGHT
+        rules.append(("MODEL.RPN.LOSS_WEIGHT", weight, weight > 0, "a number > 0", 0.2))
+    heads = {"ALRPRetinaNet": "RETINANET", "FoveaBox": "FOVEABOX"}
+    if architecture in heads and cfg.MODEL[heads[architecture]].NORM == "GN":
         fits, groups = channels % _GN_GROUPS == 0, f"a multiple of {_GN_GROUPS} with group norm"
         rules.append(("MODEL.FPN.OUT_CHANNELS", channels, fits, groups, 256))
     return [
@@ -269,6 +302,24 @@ def _check_ranges(cfg: CfgNode) -> list[Finding]:
         for key, value, is_right, expected, example in rules
         if not is_right
     ]
+
+
+def _ranges_of_losses(cfg: CfgNode) -> list[tuple]:
+    alrp, balance = cfg.MODEL.ALRP, cfg.MODEL.ALRP.SELF_BALANCE
+    key = "MODEL.ALRP.SELF_BALANCE."
+    return [
+        ("MODEL.ALRP.DELTA", alrp.DELTA, 0 < alrp.DELTA < math.inf, "a number > 0", 1.0),
+        ("MODEL.ALRP.TAU", alrp.TAU, 0 <= alrp.TAU < 1, "a number in [0, 1)", 0.5),
+        (key + "PERIOD", balance.PERIOD, balance.PERIOD >= 0, "iterations, or 0 for an epoch", 0),
+        (key + "INIT_WEIGHT", balance.INIT_WEIGHT, balance.INIT_WEIGHT > 0, "a number > 0", 50.0),
+    ]
+
+
+def _range_of_thresholds(node_name: str, node: CfgNode, example: str) -> list[tuple]:
+    thresholds = list(node.IOU_THRESHOLDS)
+    # The upper one of an RPN is its tau as well, which must be less than 1.
+    is_right = len(thresholds) == 2 and 0 <= thresholds[0] <= thresholds[1] < 1
+    return [(f"{node_name}.IOU_THRESHOLDS", thresholds, is_right, "[low, high]", f'"{example}"')]
 
 
 def _check_device(cfg: CfgNode, for_training: bool) -> list[Finding]:

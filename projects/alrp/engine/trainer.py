@@ -143,7 +143,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name: str, output_folder: Optional[str] = None):
-        """COCO's AP beside LRP; of several test sets, each writes to a folder of its own."""
+        """COCO's AP beside LRP of boxes; of several test sets, each writes to its own folder."""
+        tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
         if output_folder is None:
             several = len(cfg.DATASETS.TEST) > 1
             output_folder = os.path.join(
@@ -151,7 +152,7 @@ class Trainer(DefaultTrainer):
             )
         return DatasetEvaluators(
             [
-                COCOEvaluator(dataset_name, ("bbox",), output_dir=output_folder),
+                COCOEvaluator(dataset_name, tasks, output_dir=output_folder),
                 LRPEvaluator(dataset_name, output_dir=output_folder),
             ]
         )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .ranking import ErrorDriven, Ranking, checked_logits, rank_positives, result_dtype
+from .step_matrix import suffix_sum
 
 
 class ALRPLossOutput(NamedTuple):
@@ -84,7 +85,7 @@ def alrp_loss(
     cls = (ranking.false_positives / ranking.rank).mean().to(logits.dtype)
     if logits.requires_grad and torch.is_grad_enabled():
         errors = _ranking_errors(ranking, loc_errors.detach(), eps)
-        cls = ErrorDriven.apply(logits, cls, ranking.gradient(errors, logits.dtype))
+        cls = ErrorDriven.apply(logits, targets, cls, ranking, errors)
     loc = (_loc_weights(ranking) * loc_errors).sum().to(result_dtype(loc_errors))
     return ALRPLossOutput(cls, loc, ranking.rank.to(logits.dtype))
 
@@ -101,8 +102,8 @@ def _loc_weights(ranking: Ranking) -> Tensor:
     With the positives in descending order, ``loc = mean_m (sum_{n <= m} E_n) / rank_m``: E_n counts
     in every term at or below its own place.
     """
-    order = torch.argsort(ranking.pos_logits, descending=True, stable=True)
-    weights = (1.0 / ranking.rank[order]).flip(0).cumsum(0).flip(0) / order.numel()
+    order = ranking.matrix.descending
+    weights = suffix_sum(1.0 / ranking.rank[order]) / order.numel()
     return torch.empty_like(weights).scatter_(0, order, weights)
 
 

@@ -36,7 +36,7 @@ def ap_loss(logits: Tensor, targets: Tensor, *, delta: float = 1.0) -> Tensor:
     if ranking is None:
         return logits[:0].sum()
 
-    ascending = torch.argsort(ranking.pos_logits, stable=True)
+    ascending = ranking.matrix.descending.flip(0)
     precision = 1.0 - ranking.false_positives / ranking.rank
     interpolated = torch.empty_like(precision)
     interpolated[ascending] = precision[ascending].cummax(0).values
@@ -45,7 +45,7 @@ def ap_loss(logits: Tensor, targets: Tensor, *, delta: float = 1.0) -> Tensor:
     value = (1.0 - interpolated).mean().to(logits.dtype)
     if not (logits.requires_grad and torch.is_grad_enabled()):
         return value
-    return ErrorDriven.apply(logits, value, ranking.gradient(errors, logits.dtype))
+    return ErrorDriven.apply(logits, targets, value, ranking, errors)
 
 
 class APLoss(nn.Module):

@@ -1,156 +1,45 @@
 """The smoothed ranking shared by all ranking losses: exact sums over pairs without forming pairs.
 
-Shape shorthand: S entries, P positives among them, T keys of a sum.
+Shape shorthand: S entries, P positives among them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Optional, Union
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Keys are read in blocks, so that float64 copies of them never exceed a few megabytes.
-_BLOCK = 1 << 20
-
-
-def accumulation_dtype(device: torch.device) -> torch.dtype:
-    """float64 wherever the device has it: float32 prefix sums lose whole false positives."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-class StepMatrix:
-    """The matrix ``H[i, k] = H(keys[k] - queries[i])`` as a linear operator that is never formed.
-
-    ``H(x) = clamp(x / (2 * delta) + 0.5, 0, 1)`` is the smoothed step of the ranking losses
-    (Oksuz et al., arXiv:2009.13592, Sec. 2; Chen et al., arXiv:1904.06373).
-
-    The 2P knots ``queries -+ delta`` cut the axis into cells on which every row of H is linear, so
-    a key matters only through its cell and its distance to the cell's left knot. Both products cost
-    O((P + T) log P) time and O(P + T) memory, and are exact up to float64 rounding.
-
-    Args:
-        queries: (P,) logits, any float dtype, P >= 1.
-        keys: (T,) logits, any float dtype.
-        delta: half width of the linear part of the step, in logit units; > 0.
-    """
-
-    def __init__(self, queries: Tensor, keys: Tensor, delta: float) -> None:
-        num_queries = queries.numel()
-        dtype = accumulation_dtype(queries.device)
-        queries = queries.to(dtype)
-        self._keys = keys
-        self._two_delta = 2.0 * delta
-
-        knots, order = torch.sort(torch.cat([queries - delta, queries + delta]), stable=True)
-        position = torch.empty_like(order)
-        position[order] = torch.arange(2 * num_queries, device=order.device)
-        self._lower, self._upper = position[:num_queries], position[num_queries:]
-        self._knots = knots
-
-        # A cell outside every query's linear part is constant for all rows; its width (possibly
-        # thousands of deltas) must not enter the sums, or their rounding would drown small ones.
-        opened = torch.ones_like(knots)
-        opened[self._upper] = -1.0
-        self._covered = opened.cumsum(0) > 0.5
-        self._width = torch.diff(knots, append=knots[-1:]) * self._covered
-
-        # Cell c >= 1 is [knots[c - 1], knots[c]); cell 0 lies below all knots: H is 0 there.
-        self._cells = torch.empty(keys.numel(), dtype=torch.int32, device=keys.device)
-        for cells, block in zip(self._cells.split(_BLOCK), keys.split(_BLOCK)):
-            cells.copy_(torch.searchsorted(knots, block.to(dtype), right=True, out_int32=True))
-
-    def _offsets(self, cells: Tensor, keys: Tensor) -> Tensor:
-        """Distance of each key to the left knot of its cell; 0 in cell 0."""
-        left = torch.cat([self._knots.new_zeros(1), self._knots])
-        return (keys.to(left.dtype) - left[cells]) * (cells > 0)
-
-    def matvec(self, weights: Optional[Tensor] = None) -> Tensor:
-        """``sum_k weights[k] * H(keys[k] - queries[i])`` for every query.
-
-        Args:
-            weights: (T,) non-negative; ones if None.
-
-        Returns:
-            Tensor: (P,) float64.
-        """
-        num_cells = self._knots.numel() + 1
-        mass = self._knots.new_zeros(num_cells)  # weight of the keys of a cell
-        moment = self._knots.new_zeros(num_cells)  # their weighted distance to the left knot
-        blocks = (weights if weights is not None else self._keys).split(_BLOCK)
-        for cells, keys, w in zip(self._cells.split(_BLOCK), self._keys.split(_BLOCK), blocks):
-            offsets = self._offsets(cells, keys)
-            w = w.to(offsets.dtype) if weights is not None else torch.ones_like(offsets)
-            cells = cells.long()
-            mass.scatter_add_(0, cells, w)
-            moment.scatter_add_(0, cells, offsets * w)
-
-        # sum_k w_k H(key_k - q) is 1 / (2 delta) times the integral of N(u) over q -+ delta, where
-        # N(u) is the weight of the keys above u: in a cell, moment + width * N(next knot).
-        above = _suffix_sum(mass[1:]) - mass[1:]
-        area = torch.where(self._covered, moment[1:] + self._width * above, 0.0)
-        # N never increases, so summing from the top keeps every partial sum within P times the
-        # smallest window it is used for: the difference below is accurate relative to itself.
-        area_from = _suffix_sum(area)
-        return (area_from[self._lower] - area_from[self._upper]) / self._two_delta
-
-    def rmatvec(self, weights: Tensor) -> Tensor:
-        """``sum_i weights[i] * H(keys[k] - queries[i])`` for every key (the transposed product).
-
-        Args:
-            weights: (P,) non-negative.
-
-        Returns:
-            Tensor: (T,) in the dtype of ``keys``; the sums themselves run in float64.
-        """
-        slope_change = torch.zeros_like(self._knots)
-        slope_change[self._lower] = weights.to(slope_change.dtype)
-        slope_change[self._upper] = -weights.to(slope_change.dtype)
-        slope = slope_change.cumsum(0) * self._covered / self._two_delta
-        rise = slope * self._width
-        zero = rise.new_zeros(1)
-        value = torch.cat([zero, rise.cumsum(0) - rise])  # at the left knot of each cell
-        slope = torch.cat([zero, slope])
-
-        result = torch.empty_like(self._keys)
-        blocks = zip(result.split(_BLOCK), self._cells.split(_BLOCK), self._keys.split(_BLOCK))
-        for out, cells, keys in blocks:
-            out.copy_(value[cells] + slope[cells] * self._offsets(cells, keys))
-        return result
-
-
-def _suffix_sum(x: Tensor) -> Tensor:
-    """``out[c] = sum(x[c:])``, summed from the end."""
-    return x.flip(0).cumsum(0).flip(0)
+from .negatives import GridNegatives, SearchedNegatives
+from .step_matrix import StepMatrix, nonzero_indices
 
 
 @dataclass(frozen=True)
 class Ranking:
     """The positives of a mini-batch ranked among its positives and negatives.
 
+    It does not hold on to the logits: autograd keeps them, for as long as it needs them.
+
     Attributes:
         positives: (P,) int64, indices of the positives, ascending.
-        pos_logits: (P,) their logits, float64.
         false_positives: (P,) float64, smoothed number of negatives ranked above each positive.
         rank: (P,) float64, smoothed rank of each positive, >= 1.
-        negatives: indices of the negatives within reach of a positive, ascending.
+        matrix: the smoothed step with the positives as queries.
+        negatives: its product with the negatives as keys.
     """
 
     positives: Tensor
-    pos_logits: Tensor
     false_positives: Tensor
     rank: Tensor
-    negatives: Tensor
-    among_positives: StepMatrix
-    among_negatives: StepMatrix
-    num_entries: int
+    matrix: StepMatrix
+    negatives: Union[GridNegatives, SearchedNegatives]
 
     def sum_above(self, values: Tensor) -> Tensor:
         """``sum_{k != i} values[k] * R_ik`` over the other positives, (P,) float64."""
-        return self.among_positives.matvec(values) - 0.5 * values.to(self.rank.dtype)
+        return self.matrix.among_queries(values) - 0.5 * values.to(self.rank.dtype)
 
-    def gradient(self, errors: Tensor, dtype: torch.dtype) -> Tensor:
+    def gradient(self, errors: Tensor, logits: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
         """The error-driven update of the logits (arXiv:2009.13592, Eqs. 4 to 6 and Alg. 1).
 
         Each positive i is pushed up by ``errors[i] / P``; the negatives that outrank it are pushed
@@ -158,17 +47,17 @@ class Ranking:
 
         Args:
             errors: (P,) float64 >= 0; 0 wherever ``false_positives`` is 0.
-            dtype: of the result.
+            logits: (S,) those that were ranked.
+            targets: (S,) likewise.
+            scale: scalar, the gradient of what is differentiated with respect to the loss.
 
         Returns:
-            Tensor: (S,); sums to zero.
+            Tensor: (S,) in the dtype of ``logits``; sums to zero.
         """
-        errors = errors / errors.numel()
-        shares = torch.where(errors > 0, errors / self.false_positives, 0.0)
-        gradient = torch.zeros(self.num_entries, dtype=dtype, device=errors.device)
-        gradient[self.negatives] = self.among_negatives.rmatvec(shares).to(dtype)
-        gradient[self.positives] = -errors.to(dtype)
-        return gradient
+        scaled = errors * (scale.to(errors.dtype) / errors.numel())
+        shares = torch.where(errors > 0, scaled / self.false_positives, 0.0)
+        gradient = self.negatives.rmatvec(shares, logits, targets)
+        return gradient.index_copy_(0, self.positives, -scaled.to(gradient.dtype))
 
 
 @torch.no_grad()
@@ -177,8 +66,7 @@ def rank_positives(
 ) -> Optional[Ranking]:
     """Rank the positives of a mini-batch, and check the values of its inputs on the way.
 
-    The device is read twice: once for the number of positives together with the checks on
-    values, once for the number of negatives within reach of a positive.
+    The device is read once: for the number of positives together with the checks on values.
 
     Args:
         logits: (S,) of :func:`checked_logits`.
@@ -193,39 +81,29 @@ def rank_positives(
         ValueError: if there is not one localisation error per positive.
         FloatingPointError: if a logit that is not ignored, or a localisation error, is not finite.
     """
-    num_positives = _checked_num_positives(logits, targets, loc_errors)
-    if num_positives == 0:
+    positives = _checked_positives(logits, targets, loc_errors)
+    if positives.numel() == 0:
         return None
-    positives = _true_indices(targets == 1, num_positives)
-    pos_logits = logits[positives].to(accumulation_dtype(logits.device))
-
-    # Negatives below the cut have H = 0 for every positive. Rounding the cut down keeps this exact.
-    cut = (pos_logits.min() - delta).to(logits.dtype)
-    cut = torch.nextafter(cut, torch.full_like(cut, -torch.inf))
-    negatives = torch.nonzero((targets == 0) & (logits >= cut)).squeeze(1)
-
-    among_positives = StepMatrix(pos_logits, pos_logits, delta)
-    among_negatives = StepMatrix(pos_logits, logits[negatives], delta)
+    matrix = StepMatrix(logits.index_select(0, positives), delta)
+    on_cpu = logits.device.type == "cpu"
+    negatives = (GridNegatives if on_cpu else SearchedNegatives)(matrix, logits, targets)
     # H(0) = 1/2 of each positive against itself is not part of its rank.
-    num_above = among_positives.matvec() - 0.5
-    false_positives = among_negatives.matvec()
+    num_above = matrix.among_queries() - 0.5
+    false_positives = negatives.matvec()
     return Ranking(
         positives,
-        pos_logits,
         false_positives,
         (1.0 + num_above + false_positives).clamp(min=1.0),  # it is, but for rounding
+        matrix,
         negatives,
-        among_positives,
-        among_negatives,
-        logits.numel(),
     )
 
 
 def checked_logits(logits: Tensor, targets: Tensor, delta: float) -> Tensor:
     """The logits in at least float32, once shapes, dtypes and delta are known to be right.
 
-    The cast stands outside :class:`ErrorDriven`, because a gradient scaled for mixed precision
-    fits its dtype only after it has been scaled back.
+    The cast stands outside :class:`ErrorDriven`, because the gradient of half precision logits may
+    fit their dtype only with the scale of mixed precision, which it is multiplied with there.
 
     Raises:
         ValueError: on a wrong shape, dtype or delta.
@@ -250,48 +128,71 @@ def checked_logits(logits: Tensor, targets: Tensor, delta: float) -> Tensor:
     return logits.to(result_dtype(logits))
 
 
-def _checked_num_positives(logits: Tensor, targets: Tensor, loc_errors: Optional[Tensor]) -> int:
-    """The number of positives, read from the device together with all checks on values."""
-    valid = (targets == 1) | (targets == 0)
-    facts = [(targets == 1).sum(), (valid & ~torch.isfinite(logits)).sum()]
+def _checked_positives(logits: Tensor, targets: Tensor, loc_errors: Optional[Tensor]) -> Tensor:
+    """Indices of the positives; their number and all checks on values are read at once."""
+    # Into its own dtype: comparisons into bool are many times slower on the CPU.
+    is_positive = torch.eq(targets, 1, out=torch.empty_like(targets))
+    facts = [is_positive.count_nonzero(), _all_finite(logits)]
     if loc_errors is not None:
-        facts.append((~torch.isfinite(loc_errors)).sum())
-    num_positives, *num_not_finite = torch.stack(facts).tolist()
+        facts.append(_all_finite(loc_errors))
+    num_positives, *finite = torch.stack(facts).tolist()
     if loc_errors is not None and loc_errors.numel() != num_positives:
         raise ValueError(
             f"loc_errors has {loc_errors.numel()} elements but targets has {num_positives} "
             "positives; pass one error per positive, in targets order."
         )
-    for name, tensor, bad in zip(("logits", "loc_errors"), (logits, loc_errors), num_not_finite):
-        if bad:
-            raise FloatingPointError(
-                f"{name}: {bad} of {tensor.numel()} values that enter the ranking are NaN or Inf; "
-                "look for a learning rate that is too high, degenerate boxes, or broken weights."
-            )
-    return num_positives
+    if not finite[0]:
+        _refuse_non_finite("logits", logits, (targets == 1) | (targets == 0))
+    if loc_errors is not None and not finite[1]:
+        _refuse_non_finite("loc_errors", loc_errors, torch.ones_like(loc_errors, dtype=torch.bool))
+    return _indices_of_few(is_positive, num_positives)
 
 
-def _true_indices(mask: Tensor, num_true: int) -> Tensor:
-    """Indices of the ``num_true`` true entries, without asking the device for their number."""
+def _all_finite(tensor: Tensor) -> Tensor:
+    """Boolean scalar, in one pass: the extremes of a tensor with NaN are NaN."""
+    if tensor.numel() == 0:
+        return torch.ones((), dtype=torch.bool, device=tensor.device)
+    return torch.stack(torch.aminmax(tensor)).isfinite().all()
+
+
+def _refuse_non_finite(name: str, tensor: Tensor, matters: Tensor) -> None:
+    """Raise if one of the values that matter is not finite."""
+    num_bad = int((matters & ~torch.isfinite(tensor)).count_nonzero())
+    if num_bad:
+        raise FloatingPointError(
+            f"{name}: {num_bad} of {tensor.numel()} values that enter the ranking are NaN or Inf; "
+            "look for a learning rate that is too high, degenerate boxes, or broken weights."
+        )
+
+
+def _indices_of_few(marks: Tensor, num_marked: int) -> Tensor:
+    """Indices of the nonzero entries, without asking a GPU for their number."""
+    if marks.device.type == "cpu":
+        return nonzero_indices(marks)
     try:
-        return torch.nonzero_static(mask, size=num_true).squeeze(1)
+        return torch.nonzero_static(marks, size=num_marked).squeeze(1)
     except (AttributeError, NotImplementedError):  # older PyTorch, or its CUDA build
-        return mask.nonzero().squeeze(1)
+        return marks.nonzero().squeeze(1)
 
 
 class ErrorDriven(torch.autograd.Function):
-    """A value whose gradient is given, not derived (arXiv:2009.13592, Sec. 3)."""
+    """A value whose gradient is given, not derived (arXiv:2009.13592, Sec. 3).
+
+    The gradient is formed in backward, from the ranking and the errors of its positives: so it
+    needs no memory before, and no pass to scale it.
+    """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
+    def forward(ctx, logits: Tensor, targets: Tensor, value: Tensor, ranking: Ranking, errors):
+        ctx.save_for_backward(logits, targets, errors)
+        ctx.ranking = ranking
         return value.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output: Tensor):
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_output.to(gradient.dtype), None, None
+        logits, targets, errors = ctx.saved_tensors
+        return ctx.ranking.gradient(errors, logits, targets, grad_output), None, None, None, None
 
 
 def result_dtype(tensor: Tensor) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Backbone of the published RetinaNets."""
+"""Backbones of the published detectors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, build_resnet_backbone
-from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 
 from .deform_conv import make_deformable
 
@@ -55,27 +55,43 @@ def build_alrp_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> RetinaNetFPN:
     ``MODEL.RESNETS.NORM`` "BN" with ``MODEL.ALRP.NORM_EVAL`` reproduces the published recipe.
     Deformable stages (``MODEL.RESNETS.DEFORM_*``) need no compiled operators.
     """
+    bottom_up = _build_bottom_up(cfg, input_shape)
+    top_block = None
+    head = cfg.MODEL.FOVEABOX if "Fovea" in cfg.MODEL.META_ARCHITECTURE else cfg.MODEL.RETINANET
+    if {"p6", "p7"} & set(head.IN_FEATURES):
+        # Unread, it would be a parameter without gradient, which DistributedDataParallel refuses.
+        c5_channels = bottom_up.output_shape()["res5"].channels
+        top_block = LastLevelP6P7NoReLU(c5_channels, cfg.MODEL.FPN.OUT_CHANNELS)
+    return _build_fpn(cfg, bottom_up, top_block)
+
+
+@BACKBONE_REGISTRY.register()
+def build_alrp_rcnn_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> RetinaNetFPN:
+    """As :func:`build_alrp_resnet_fpn_backbone`, with one level more by subsampling the last."""
+    top_block = LastLevelMaxPool()
+    top_block.in_feature = cfg.MODEL.FPN.IN_FEATURES[-1].replace("res", "p")
+    return _build_fpn(cfg, _build_bottom_up(cfg, input_shape), top_block)
+
+
+def _build_bottom_up(cfg, input_shape: ShapeSpec):
     resnets = cfg.MODEL.RESNETS
     plain_cfg = cfg.clone()
     plain_cfg.defrost()
     plain_cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False] * 4
-    bottom_up = make_deformable(
+    return make_deformable(
         build_resnet_backbone(plain_cfg, input_shape),
         resnets.DEFORM_ON_PER_STAGE,
         modulated=resnets.DEFORM_MODULATED,
         num_groups=resnets.DEFORM_NUM_GROUPS,
     )
-    out_channels = cfg.MODEL.FPN.OUT_CHANNELS
-    top_block = None
-    if {"p6", "p7"} & set(cfg.MODEL.RETINANET.IN_FEATURES):
-        # Unread, it would be a parameter without gradient, which DistributedDataParallel refuses.
-        c5_channels = bottom_up.output_shape()["res5"].channels
-        top_block = LastLevelP6P7NoReLU(c5_channels, out_channels)
+
+
+def _build_fpn(cfg, bottom_up, top_block) -> RetinaNetFPN:
     return RetinaNetFPN(
         norm_eval=cfg.MODEL.ALRP.NORM_EVAL,
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=out_channels,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
         top_block=top_block,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,

@@ -13,16 +13,15 @@ the published rules leave a tie open, the lowest index wins, so that runs can be
 
 from __future__ import annotations
 
+import math
 import torch
 from torch import Tensor
 
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.structures import Boxes
 from detectron2.structures.boxes import matched_pairwise_iou
 
 from ..errors import UserError
-
-# At most this many distances are held at a time.
-_BLOCK = 1 << 22
+from .pairwise import LOW_WORD, blocks, nearest, pairwise_iou, sortable
 
 
 class ATSSMatcher:
@@ -31,7 +30,7 @@ class ATSSMatcher:
     A ground truth's candidates are the ``topk`` anchors of each level nearest to its centre.
     Candidates become positive if their IoU reaches the mean plus the standard deviation of all
     candidates' IoUs and their centre lies inside the box. ``topk`` counts anchors, not locations.
-    There are no ignored anchors.
+    There are no ignored anchors. IoUs are computed of candidates only.
 
     Args:
         topk: candidates per level and ground truth; a level with fewer anchors offers all it has.
@@ -45,46 +44,38 @@ class ATSSMatcher:
     @torch.no_grad()
     def __call__(self, gt_boxes: Tensor, anchors: list[Tensor]) -> tuple[Tensor, Tensor]:
         all_anchors = torch.cat(anchors)
-        num_anchors, num_gt = len(all_anchors), len(gt_boxes)
-        matched_idxs = torch.zeros(num_anchors, dtype=torch.int64, device=all_anchors.device)
-        match_labels = torch.zeros(num_anchors, dtype=torch.int8, device=all_anchors.device)
+        num_gt, num_anchors = len(gt_boxes), len(all_anchors)
+        best = torch.zeros(num_anchors, dtype=torch.int64, device=all_anchors.device)
         if num_gt == 0 or num_anchors == 0:
-            return matched_idxs, match_labels
+            return best, best.to(torch.int8)
 
         centers = _centers(all_anchors)
-        candidates = self._candidates(_centers(gt_boxes), centers, [len(a) for a in anchors])
+        candidates = self._candidates(_centers(gt_boxes), centers.split([len(a) for a in anchors]))
         num_candidates = candidates.shape[1]
-        gt_idxs = torch.arange(num_gt, device=candidates.device).repeat_interleave(num_candidates)
-        anchor_idxs = candidates.flatten()  # (M * C,), grouped by ground truth
-        ious = matched_pairwise_iou(Boxes(gt_boxes[gt_idxs]), Boxes(all_anchors[anchor_idxs]))
-
-        ious_per_gt = ious.view(num_gt, num_candidates)
+        candidates = candidates.flatten()  # (M * C,), grouped by ground truth
+        gt_of_candidate = gt_boxes.repeat_interleave(num_candidates, dim=0)
+        inside = _strictly_inside(centers[candidates], gt_of_candidate).view(num_gt, -1)
+        ious = matched_pairwise_iou(Boxes(gt_of_candidate), Boxes(all_anchors[candidates]))
+        ious = ious.view(num_gt, -1)
         # The spread of a single candidate is 0, not 0 / 0.
-        std = ious_per_gt.std(1, unbiased=num_candidates > 1)
-        threshold = (ious_per_gt.mean(1) + std)[gt_idxs]
-        positive = (ious >= threshold) & _strictly_inside(centers[anchor_idxs], gt_boxes[gt_idxs])
-        gt_idxs, anchor_idxs, ious = gt_idxs[positive], anchor_idxs[positive], ious[positive]
+        std = ious.std(1, unbiased=num_candidates > 1)
+        positive = inside & (ious >= (ious.mean(1) + std)[:, None])
 
-        # An anchor kept by several ground truths goes to the one it overlaps most.
-        best_iou = ious.new_zeros(num_anchors).scatter_reduce_(0, anchor_idxs, ious, "amax")
-        winner = ious == best_iou[anchor_idxs]
-        matched_idxs.fill_(num_gt).scatter_reduce_(0, anchor_idxs[winner], gt_idxs[winner], "amin")
-        match_labels[anchor_idxs] = 1
-        matched_idxs[matched_idxs == num_gt] = 0
-        return matched_idxs, match_labels
+        # An anchor kept by several ground truths goes to the one it overlaps most, of equal ones
+        # to the first: the greatest (IoU, num_gt - index), of which 0 means that there is none.
+        gt_idxs = torch.arange(num_gt, device=best.device)[:, None]
+        keys = sortable(ious, num_gt - gt_idxs).masked_fill(~positive, 0)
+        best.scatter_reduce_(0, candidates, keys.flatten(), "amax")
+        matched = best > 0
+        return (num_gt - (best & LOW_WORD)).mul_(matched), matched.to(torch.int8)
 
-    def _candidates(self, gt_centers: Tensor, centers: Tensor, num_per_level: list[int]) -> Tensor:
+    def _candidates(self, gt_centers: Tensor, centers_per_level: tuple[Tensor, ...]) -> Tensor:
         """(M, C) indices of the anchors nearest to each ground truth, nearest first per level."""
         per_level = []
         start = 0
-        for num_anchors, level_centers in zip(num_per_level, centers.split(num_per_level)):
-            block = max(1, _BLOCK // max(num_anchors, 1))
-            nearest = [
-                _nearest(gt_block, level_centers, min(self.topk, num_anchors))
-                for gt_block in gt_centers.split(block)
-            ]
-            per_level.append(torch.cat(nearest) + start)
-            start += num_anchors
+        for centers in centers_per_level:
+            per_level.append(nearest(gt_centers, centers, min(self.topk, len(centers))) + start)
+            start += len(centers)
         return torch.cat(per_level, dim=1)
 
 
@@ -122,26 +113,41 @@ class MaxIoUMatcher:
     @torch.no_grad()
     def __call__(self, gt_boxes: Tensor, anchors: list[Tensor]) -> tuple[Tensor, Tensor]:
         all_anchors = torch.cat(anchors)
-        num_gt = len(gt_boxes)
-        match_labels = torch.zeros(len(all_anchors), dtype=torch.int8, device=all_anchors.device)
-        if num_gt == 0 or len(all_anchors) == 0:
-            return torch.zeros_like(match_labels, dtype=torch.int64), match_labels
+        best_iou = all_anchors.new_zeros(len(all_anchors))
+        matched_idxs = torch.zeros_like(best_iou, dtype=torch.int64)
+        claimed_by = torch.full_like(best_iou, -1, dtype=torch.int32)
+        if len(gt_boxes) > 0 and len(all_anchors) > 0:
+            corners = all_anchors.t().contiguous()  # (4, R)
+            start = 0
+            for block in blocks(gt_boxes, len(all_anchors)):
+                ious = pairwise_iou(block, corners)
+                block_best, block_idxs = ious.max(0)  # of equal ones the first, as documented
+                # A later block has to overlap more.
+                matched_idxs = torch.where(block_best > best_iou, block_idxs + start, matched_idxs)
+                best_iou = torch.maximum(best_iou, block_best)
+                if self.allow_low_quality_matches:
+                    claimed_by = torch.maximum(claimed_by, self._claims(ious, start))
+                start += len(block)
 
-        ious = pairwise_iou(Boxes(gt_boxes), Boxes(all_anchors))  # (M, R)
-        gt_idxs = torch.arange(num_gt, device=ious.device)[:, None]
-        best_iou = ious.amax(0)
-        matched_idxs = torch.where(ious == best_iou, gt_idxs, num_gt).amin(0)
-        match_labels[best_iou >= self.neg_threshold] = -1
-        match_labels[best_iou >= self.pos_threshold] = 1
+        # 2 - 1, 0 - 1 or 0 - 0
+        match_labels = 2 * (best_iou >= self.pos_threshold).to(torch.int8)
+        match_labels -= (best_iou >= self.neg_threshold).to(torch.int8)
+        claimed = claimed_by >= 0
+        matched_idxs = torch.where(claimed, claimed_by, matched_idxs)
+        return matched_idxs, match_labels.masked_fill_(claimed, 1)
 
-        if self.allow_low_quality_matches:
-            best_of_gt = ious.amax(1, keepdim=True)
-            # Without the second test a ground truth that overlaps no anchor would claim them all.
-            claims = (best_of_gt >= self.min_pos_iou) & (best_of_gt > 0) & (ious == best_of_gt)
-            claimed_by = torch.where(claims, gt_idxs, -1).amax(0)
-            matched_idxs = torch.where(claimed_by >= 0, claimed_by, matched_idxs)
-            match_labels[claimed_by >= 0] = 1
-        return matched_idxs, match_labels
+    def _claims(self, ious: Tensor, start: int) -> Tensor:
+        """(R,) int32 the last ground truth that overlaps each anchor best of all, or -1.
+
+        Args:
+            ious: (B, R) of the ground truths from number ``start`` on.
+        """
+        best_of_gt = ious.amax(1, keepdim=True)
+        # Without the second test a ground truth that overlaps no anchor would claim them all.
+        able = (best_of_gt >= self.min_pos_iou) & (best_of_gt > 0)
+        claims = ious == best_of_gt.masked_fill(~able, math.inf)
+        gt_idxs = torch.arange(start, start + len(ious), dtype=torch.int32, device=ious.device)
+        return torch.where(claims, gt_idxs[:, None], -1).amax(0)
 
 
 def build_matcher(cfg):
@@ -165,16 +171,7 @@ def _centers(boxes: Tensor) -> Tensor:
     Corners are rounded, so that the centres of concentric anchors differ in the last bit. Snapped,
     they are equal and their distances tie exactly.
     """
-    return ((boxes[:, :2] + boxes[:, 2:]) / 2 * 1024).round() / 1024
-
-
-def _nearest(gt_centers: Tensor, centers: Tensor, k: int) -> Tensor:
-    """(M, k) indices of the k centres nearest to each ground truth, equal distances by index."""
-    distances = (gt_centers[:, None] - centers).float().pow(2).sum(2).sqrt()
-    # Non-negative floats sort like their bit patterns, so one integer holds distance and index.
-    keys = distances.view(torch.int32).long() << 32
-    keys |= torch.arange(len(centers), device=centers.device)
-    return keys.topk(k, dim=1, largest=False, sorted=True).values & 0xFFFFFFFF
+    return (boxes[:, :2] + boxes[:, 2:]).mul_(512).round_().div_(1024)
 
 
 def _strictly_inside(points: Tensor, boxes: Tensor) -> Tensor:

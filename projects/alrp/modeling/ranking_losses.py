@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Optional
 import torch
+from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,7 +38,13 @@ class RankingLosses(nn.Module):
         self.prefix = prefix
 
     def forward(
-        self, pred_logits: Tensor, gt_classes: Tensor, predicted: Tensor, expected: Tensor
+        self,
+        pred_logits: Tensor,
+        gt_classes: Tensor,
+        predicted: Tensor,
+        expected: Tensor,
+        *,
+        num_images: int = 1,
     ) -> dict[str, Tensor]:
         """Losses of Q candidates, P of them positive.
 
@@ -50,6 +57,7 @@ class RankingLosses(nn.Module):
             predicted: (P, 4) of the rows with a foreground class: boxes XYXY in any frame if
                 ``compares_boxes``, else what the head predicts, such as deltas.
             expected: (P, 4) the ground truth in the same form.
+            num_images: that the candidates are of; only :class:`FocalLosses` reads it.
 
         Returns:
             dict[str, Tensor]: scalars "loss_cls" and "loss_box_reg".
@@ -104,7 +112,7 @@ class ALRPLosses(RankingLosses):
         self.self_balance = self_balance
         self.loss_weight = loss_weight
 
-    def forward(self, pred_logits, gt_classes, predicted, expected):
+    def forward(self, pred_logits, gt_classes, predicted, expected, *, num_images=1):
         loc_errors = localization_error(predicted, expected, tau=self.tau)
         targets = self._targets(gt_classes)
         output = alrp_loss(pred_logits.flatten(), targets, loc_errors, delta=self.delta)
@@ -136,34 +144,79 @@ class APLosses(RankingLosses):
         super().__init__(**kwargs)
         self.smooth_l1_beta = smooth_l1_beta
 
-    def forward(self, pred_logits, gt_classes, predicted, expected):
+    def forward(self, pred_logits, gt_classes, predicted, expected, *, num_images=1):
         loss_cls = ap_loss(pred_logits.flatten(), self._targets(gt_classes), delta=self.delta)
         self._log(len(expected), precision=1 - loss_cls)
-        # A sum is 0 in the graph without positives, where a mean would be NaN.
-        total = F.smooth_l1_loss(
-            predicted.float(), expected.float(), beta=self.smooth_l1_beta, reduction="sum"
-        )
+        total = _smooth_l1_sum(predicted, expected, self.smooth_l1_beta)
         return {"loss_cls": loss_cls, "loss_box_reg": total / max(predicted.numel(), 1)}
 
 
-def build_ranking_losses(cfg, num_classes: int, **options) -> RankingLosses:
+class FocalLosses(RankingLosses):
+    """Focal loss and smooth L1, the published baseline of FoveaBox; nothing is ranked.
+
+    The focal loss (Lin et al., arXiv:1708.02002) is a sum over all candidates and classes, divided
+    by P plus the number of images; smooth L1 a sum over the 4 P encoded numbers, divided by P.
+
+    Args:
+        alpha: weight of a positive, against 1 - alpha of a negative.
+        gamma: exponent of the focal loss.
+        smooth_l1_beta: where the smooth L1 loss turns from squared to absolute error.
+        kwargs: of :class:`RankingLosses`.
+    """
+
+    compares_boxes = False
+
+    def __init__(
+        self, *, alpha: float = 0.4, gamma: float = 1.5, smooth_l1_beta: float = 0.11, **kwargs
+    ) -> None:
+        super().__init__(**kwargs)
+        self.alpha = alpha
+        self.gamma = gamma
+        self.smooth_l1_beta = smooth_l1_beta
+
+    def forward(self, pred_logits, gt_classes, predicted, expected, *, num_images=1):
+        rows = (gt_classes >= 0).nonzero().squeeze(1)
+        targets = self._targets(gt_classes[rows]).view(len(rows), -1)
+        total_cls = sigmoid_focal_loss(
+            pred_logits[rows], targets, alpha=self.alpha, gamma=self.gamma, reduction="sum"
+        )
+        total_box_reg = _smooth_l1_sum(predicted, expected, self.smooth_l1_beta)
+        return {
+            "loss_cls": total_cls / (len(predicted) + num_images),
+            "loss_box_reg": total_box_reg / max(len(predicted), 1),
+        }
+
+
+def _smooth_l1_sum(predicted: Tensor, expected: Tensor, beta: float) -> Tensor:
+    # A sum is 0 in the graph without positives, where a mean would be NaN.
+    return F.smooth_l1_loss(predicted.float(), expected.float(), beta=beta, reduction="sum")
+
+
+def build_ranking_losses(
+    cfg, num_classes: int, *, tau: Optional[float] = None, **options
+) -> RankingLosses:
     """Losses by ``MODEL.ALRP``; a self-balance period of 0 is left open.
 
     Args:
         cfg: with the keys of :func:`alrp.add_alrp_config`.
         num_classes: K foreground classes.
+        tau: IoU of a true positive, in place of ``MODEL.ALRP.TAU``; aLRP only.
         options: of the losses' class, in place of what the config says.
 
     Raises:
-        UserError: for a ``MODEL.ALRP.LOSS_TYPE`` other than "alrp" and "ap".
+        UserError: for a ``MODEL.ALRP.LOSS_TYPE`` other than "alrp" and "ap"; :class:`FoveaBox`
+            builds the losses of "focal" itself.
     """
     alrp = cfg.MODEL.ALRP
     options = {"num_classes": num_classes, "delta": alrp.DELTA, **options}
     if alrp.LOSS_TYPE == "ap":
         return APLosses(**{"smooth_l1_beta": alrp.SMOOTH_L1_BETA, **options})
     if alrp.LOSS_TYPE != "alrp":
-        raise UserError(f'MODEL.ALRP.LOSS_TYPE must be "alrp" or "ap", but is "{alrp.LOSS_TYPE}".')
+        raise UserError(
+            'MODEL.ALRP.LOSS_TYPE must be "alrp" or "ap", or for a FoveaBox also "focal", '
+            f'but is "{alrp.LOSS_TYPE}".'
+        )
     balance = alrp.SELF_BALANCE
     if balance.ENABLED:
         options.setdefault("self_balance", SelfBalance(balance.PERIOD or None, balance.INIT_WEIGHT))
-    return ALRPLosses(**{"tau": alrp.TAU, **options})
+    return ALRPLosses(tau=alrp.TAU if tau is None else tau, **options)

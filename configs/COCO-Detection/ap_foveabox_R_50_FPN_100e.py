@@ -1,0 +1,12 @@
+"""Published row: FoveaBox with AP Loss (smooth L1), ResNet-50, 500 pixels."""
+
+from detectron2.config import LazyCall as L
+
+from alrp.modeling import APLosses
+
+from ..common.data.coco_500 import dataloader
+from ..common.models.foveabox import model
+from ..common.schedules.coco_100e import lr_multiplier, optimizer, train
+
+model.ranking_losses = L(APLosses)(num_classes="${..num_classes}", delta=1.0, smooth_l1_beta=0.11)
+optimizer.lr = 0.002

@@ -1,0 +1,240 @@
+"""State dicts of the published detectors under the names of Detectron2, and back.
+
+Pure functions: tensors are passed through, except that heads with several sizes *and* ratios of
+anchors have their channels in another order.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Iterator, Mapping, NamedTuple, Optional
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .architecture import (
+    BLOCKS,
+    DETECTRON2,
+    FASTER_RCNN,
+    FOVEABOX,
+    PUBLISHED,
+    Architecture,
+    architecture_of,
+)
+from .conversion import STARTS_AT_ZERO, resnet_name, torchvision_to_detectron2
+
+BACKBONE_PREFIX = "backbone.bottom_up."
+
+# Anchors of a location: sizes outer and ratios inner in Detectron2, the other way round in
+# MMDetection. Entry i is the published place of Detectron2's i-th of 2 sizes x 3 ratios.
+ANCHOR_ORDER = (0, 2, 4, 1, 3, 5)
+
+_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_CONV = ("weight", "bias")
+_COUNTER = ".num_batches_tracked"
+# State of the training in models of this project; the published code does not save it.
+_TRAINING_STATE = re.compile(r"\bself_balance\.(weight|sum_cls|sum_loc|count)$")
+# What a checkpoint may have or not: that, and counters, which PyTorch then sets to 0.
+_OPTIONAL = re.compile(rf"{_TRAINING_STATE.pattern}|\.num_batches_tracked$")
+
+
+class PublishedConversion(NamedTuple):
+    """Outcome of a conversion, in either direction.
+
+    Attributes:
+        architecture: what the state dict is of; None for a backbone alone.
+        state: tensors under their new names, in the old order.
+        names: old name of every tensor used -> its new name.
+        dropped: old names that have no place in the other framework, by rule.
+        leftovers: old names that no rule covers.
+        missing: old names that the architecture needs and the state dict has not.
+    """
+
+    architecture: Optional[Architecture]
+    state: dict[str, Tensor]
+    names: dict[str, str]
+    dropped: list[str]
+    leftovers: list[str]
+    missing: list[str]
+
+
+def has_published_names(state: Mapping[str, object]) -> bool:
+    """Whether the names are MMDetection's, as far as they tell without the rest of the model."""
+    return any(re.match(r"(module\.)?backbone\.(conv1|layer1)\.", str(name)) for name in state)
+
+
+def published_to_detectron2(state: Mapping[str, Tensor]) -> PublishedConversion:
+    """Rename the tensors of a published detector for the model that its config builds here.
+
+    Args:
+        state: ``state_dict`` of an MMDetection file; a common prefix "module." is taken off.
+
+    Raises:
+        UserError: if it is of another detector.
+    """
+    if state and all(name.startswith("module.") for name in state):
+        state = {name[len("module.") :]: tensor for name, tensor in state.items()}
+    if any(name.startswith(BACKBONE_PREFIX) for name in state):
+        raise UserError(
+            "expected the names of MMDetection or torchvision, but got those of Detectron2 "
+            f"({BACKBONE_PREFIX}...): there is nothing to convert; --reverse is the way back."
+        )
+    architecture = architecture_of(state, PUBLISHED)
+    return _convert(state, architecture, name_table(architecture), PUBLISHED, ANCHOR_ORDER)
+
+
+def detectron2_to_published(state: Mapping[str, Tensor]) -> PublishedConversion:
+    """The way back; the training state of this project is dropped.
+
+    Raises:
+        UserError: if it is of a detector that the published code does not have.
+    """
+    if not any(name.startswith(BACKBONE_PREFIX) for name in state):
+        raise UserError(
+            f"expected Detectron2's names ({BACKBONE_PREFIX}...), but got "
+            f"{', '.join(list(state)[:2])}, ...; leave --reverse out to convert to them."
+        )
+    architecture = architecture_of(state, DETECTRON2)
+    table = {new: old for old, new in name_table(architecture).items()}
+    inverse = tuple(ANCHOR_ORDER.index(i) for i in range(len(ANCHOR_ORDER)))
+    return _convert(state, architecture, table, DETECTRON2, inverse)
+
+
+def imagenet_to_detectron2(state: Mapping[str, Tensor]) -> PublishedConversion:
+    """A torchvision ResNet or ResNeXt (also open-mmlab's) as the backbone of a detector."""
+    renamed, dropped, leftovers = torchvision_to_detectron2(state)
+    renamed = {BACKBONE_PREFIX + name: tensor for name, tensor in renamed.items()}
+    out = {*dropped, *leftovers}
+    names = dict(zip((name for name in state if name not in out), renamed))
+    return PublishedConversion(None, renamed, names, dropped, leftovers, [])
+
+
+def shape_differences(
+    state: Mapping[str, Tensor], model: Mapping[str, Tensor], prefix: str = ""
+) -> list[str]:
+    """How a state dict differs from that of the model that is to load it.
+
+    Args:
+        state: Detectron2's names to tensors.
+        model: state dict of a model, of any device.
+        prefix: of a backbone alone; the model may have more beside it.
+
+    Returns:
+        list[str]: one text per tensor; empty if the model can load the state dict.
+    """
+    optional = STARTS_AT_ZERO if prefix else _OPTIONAL
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    differences = []
+    for name, tensor in model.items():
+        shape = found.pop(name, None)
+        if shape is None and name.startswith(prefix) and not optional.search(name):
+            differences.append(f"{name} is missing")
+        elif shape is not None and shape != tuple(tensor.shape):
+            differences.append(f"{name} is {shape} and should be {tuple(tensor.shape)}")
+    unknown = [name for name in found if not _OPTIONAL.search(name)]
+    return differences + [f"{name} has no place in the model" for name in unknown]
+
+
+def name_table(architecture: Architecture) -> dict[str, str]:
+    """Published name -> Detectron2's name of every tensor of a model."""
+    return {
+        f"{old}.{kind}": f"{new}.{kind}"
+        for old, new, kinds in _modules(architecture)
+        for kind in kinds
+    }
+
+
+def conversion_report(conversion: PublishedConversion, verbose: bool = False) -> str:
+    """What became of every tensor: counts and all that was not used; every name if ``verbose``."""
+    lines = [f"{len(conversion.names)} tensors used"]
+    if verbose:
+        lines += [f"  {old} -> {new}" for old, new in conversion.names.items()]
+    rest = {
+        "dropped, without a place in the other framework": conversion.dropped,
+        "left over, covered by no rule": conversion.leftovers,
+        "missing, needed by the model": conversion.missing,
+    }
+    for what, names in rest.items():
+        lines.append(f"{len(names)} {what}{':' if names else ''}")
+        lines += [f"  {name}" for name in names]
+    return "\n".join(lines)
+
+
+def _convert(state, architecture, table, naming, anchor_order) -> PublishedConversion:
+    result = PublishedConversion(architecture, {}, {}, [], [], [])
+    permuted = ()
+    if architecture.anchors == len(anchor_order):
+        permuted = tuple(f"{layer}." for layer in naming.outputs[architecture.detector])
+    for name, tensor in state.items():
+        if name in table:
+            if permuted and name.startswith(permuted):
+                tensor = _reorder(tensor, anchor_order)
+            result.names[name] = table[name]
+            result.state[table[name]] = tensor
+        elif _TRAINING_STATE.search(name):
+            result.dropped.append(name)
+        else:
+            result.leftovers.append(name)
+    # PyTorch fills in counters of batches, which old files have not.
+    result.missing.extend(n for n in table if n not in state and not n.endswith(_COUNTER))
+    return result
+
+
+def _reorder(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
+    """Channels, which are (anchor, value), with the anchors in another order."""
+    per_anchor = tensor.unflatten(0, (len(order), -1))
+    return torch.cat([per_anchor[i] for i in order])
+
+
+def _modules(architecture: Architecture) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Published name, Detectron2's name and kinds of tensors of every module with tensors."""
+    yield from _backbone_modules(architecture)
+    is_rcnn = architecture.detector == FASTER_RCNN
+    for i, level in enumerate((2, 3, 4, 5) if is_rcnn else (3, 4, 5)):
+        yield f"neck.lateral_convs.{i}.conv", f"backbone.fpn_lateral{level}", _CONV
+        yield f"neck.fpn_convs.{i}.conv", f"backbone.fpn_output{level}", _CONV
+    if is_rcnn:
+        for old, new in _RCNN_MODULES:
+            yield old, new, _CONV
+        return
+    yield "neck.fpn_convs.3.conv", "backbone.top_block.p6", _CONV
+    yield "neck.fpn_convs.4.conv", "backbone.top_block.p7", _CONV
+    for i in range(4):
+        yield f"bbox_head.cls_convs.{i}.conv", f"head.cls_subnet.{2 * i}", _CONV
+        yield f"bbox_head.reg_convs.{i}.conv", f"head.bbox_subnet.{2 * i}", _CONV
+    head = "fovea" if architecture.detector == FOVEABOX else "retina"
+    yield f"bbox_head.{head}_cls", "head.cls_score", _CONV
+    yield f"bbox_head.{head}_reg", "head.bbox_pred", _CONV
+
+
+_RCNN_MODULES = (
+    ("rpn_head.rpn_conv", "proposal_generator.rpn_head.conv"),
+    ("rpn_head.rpn_cls", "proposal_generator.rpn_head.objectness_logits"),
+    ("rpn_head.rpn_reg", "proposal_generator.rpn_head.anchor_deltas"),
+    # Both flatten the features of a region as (channel, y, x).
+    ("roi_head.bbox_head.shared_fcs.0", "roi_heads.box_head.fc1"),
+    ("roi_head.bbox_head.shared_fcs.1", "roi_heads.box_head.fc2"),
+    ("roi_head.bbox_head.fc_cls", "roi_heads.box_predictor.cls_score"),
+    ("roi_head.bbox_head.fc_reg", "roi_heads.box_predictor.bbox_pred"),
+)
+
+
+def _backbone_modules(architecture: Architecture) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """The published backbone has torchvision's names, and offsets of its own."""
+
+    def renamed(name: str, kinds: tuple[str, ...]) -> tuple[str, str, tuple[str, ...]]:
+        return f"backbone.{name}", f"backbone.bottom_up.{resnet_name(name)}", kinds
+
+    yield renamed("conv1", _CONV[:1])
+    yield renamed("bn1", _NORM)
+    for stage, num_blocks in enumerate(BLOCKS[architecture.depth], start=1):
+        for block in range(num_blocks):
+            place = f"layer{stage}.{block}"
+            for i in (1, 2, 3):
+                yield renamed(f"{place}.conv{i}", _CONV[:1])
+                yield renamed(f"{place}.bn{i}", _NORM)
+            if architecture.is_deformable and stage > 1:
+                _, new, _ = renamed(f"{place}.conv2", _CONV)
+                yield f"backbone.{place}.conv2.conv_offset", f"{new}_offset", _CONV
+        yield renamed(f"layer{stage}.0.downsample.0", _CONV[:1])
+        yield renamed(f"layer{stage}.0.downsample.1", _NORM)

@@ -1,0 +1,156 @@
+"""Conversion of checkpoint files, checked against the model that is to load them."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+from typing import Mapping, Optional
+import torch
+from torch import Tensor
+
+from detectron2.modeling import build_model
+
+from ..checkpoint import (
+    BACKBONE_PREFIX,
+    CLASS_COUNT_KEYS,
+    Architecture,
+    PublishedConversion,
+    conversion_report,
+    detectron2_to_published,
+    imagenet_to_detectron2,
+    is_torchvision_resnet,
+    published_to_detectron2,
+    read_checkpoint,
+    rows_of,
+    shape_differences,
+    split_checkpoint,
+    write_checkpoint,
+)
+from ..errors import UserError
+from .command import setup_config
+
+
+def convert_file(
+    source: str,
+    target: str,
+    *,
+    config_folder: str,
+    config_file: Optional[str] = None,
+    reverse: bool = False,
+    verbose: bool = False,
+) -> str:
+    """Convert a published checkpoint, or ImageNet weights, for Detectron2; or the way back.
+
+    Names and shapes are compared with the model of the config. ``target`` is written only if
+    every tensor has found its place, and then replaces a file of that name.
+
+    Args:
+        source: file to read.
+        target: file to write.
+        config_folder: of the configs of the published rows.
+        config_file: config to compare with; by default the first that fits.
+        reverse: from Detectron2's names to MMDetection's.
+        verbose: list all names.
+
+    Returns:
+        str: what was converted and how to use it.
+
+    Raises:
+        UserError: if nothing was written, with the reason.
+    """
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise UserError(f"source and target are the same file, {source}; name another to write.")
+    content = read_checkpoint(source)
+    state, beside = split_checkpoint(content, source)
+    if reverse:
+        result = detectron2_to_published(state)
+    elif is_torchvision_resnet(state):
+        result = imagenet_to_detectron2(state)
+    else:
+        result = published_to_detectron2(state)
+    lines = [
+        f"{source}: {result.architecture or 'a backbone'}",
+        conversion_report(result, verbose),
+        f"beside the weights: {', '.join(beside) or 'nothing'} ('meta' is kept, all else is not)",
+    ]
+    if result.leftovers or result.missing:
+        raise UserError(
+            "\n".join([*lines, f"tensors are left over or missing: {target} was not written."])
+        )
+    configs = _configs(result.architecture, config_folder)
+    if config_file or configs:
+        loadable = state if reverse else result.state
+        lines += _check_against(config_file or configs[0], result.architecture, loadable)
+    meta = content.get("meta", {}) if beside else {}
+    if reverse:
+        write_checkpoint({"meta": meta, "state_dict": result.state}, target)
+        return "\n".join([*lines, f"wrote {target}"])
+    checkpoint = {"model": result.state, "__author__": "alrp", "matching_heuristics": False}
+    write_checkpoint({**checkpoint, "meta": meta}, target)
+    return "\n".join([*lines, f"wrote {target}", _advice(result, configs, config_file, target)])
+
+
+def _configs(architecture: Optional[Architecture], folder: str) -> list[str]:
+    """Configs of the published rows with an architecture."""
+    rows = rows_of(architecture) if architecture else []
+    return [os.path.join(folder, f"{row}.yaml") for row in rows]
+
+
+def _check_against(
+    config_file: str, architecture: Optional[Architecture], state: Mapping[str, Tensor]
+) -> list[str]:
+    """What to say of the number of classes; UserError if the model cannot load the state dict."""
+    override = _class_override(config_file, architecture) if architecture else []
+    prefix = "" if architecture else BACKBONE_PREFIX
+    differences = shape_differences(state, _model_state(config_file, override), prefix)
+    if differences:
+        more = f"\n  and {len(differences) - 20} more" if len(differences) > 20 else ""
+        raise UserError(
+            f"the checkpoint does not fit the model of {config_file}, so nothing was written; use "
+            f"the config it was trained with:\n  " + "\n  ".join(differences[:20]) + more
+        )
+    lines = [f"all names and shapes are those of the model of {config_file}"]
+    if override:
+        lines.append(f"it has {override[1]} classes, unlike that config: set {' '.join(override)}")
+    return lines
+
+
+def _class_override(config_file: str, architecture: Architecture) -> list[str]:
+    """KEY and VALUE that give a config the classes of a checkpoint; empty if it has them."""
+    key, cfg = CLASS_COUNT_KEYS[architecture.detector], _load(config_file, [])
+    if functools.reduce(getattr, key.split("."), cfg) == architecture.num_classes:
+        return []
+    return [key, str(architecture.num_classes)]
+
+
+def _load(config_file: str, overrides: list[str]):
+    return setup_config(argparse.Namespace(config_file=config_file, opts=overrides))
+
+
+def _model_state(config_file: str, overrides: list[str]) -> dict[str, Tensor]:
+    """State dict of the model of a config, without memory for its values."""
+    cfg = _load(config_file, ["MODEL.DEVICE", "meta", *overrides])
+    with torch.device("meta"):
+        return build_model(cfg).state_dict()
+
+
+def _advice(
+    result: PublishedConversion, configs: list[str], config_file: Optional[str], target: str
+) -> str:
+    """How to use a converted file."""
+    if result.architecture is None:
+        return f"to train from it: MODEL.WEIGHTS {target}, with any config of this backbone"
+    lines = []
+    if not config_file and not configs:
+        return (
+            "no published config has this architecture: pass your own with --config-file to check "
+            "the shapes, and evaluate with it"
+        )
+    if not config_file and len(configs) > 1:
+        lines = ["these configs have this model and differ in the training only:"]
+        lines += [f"  {config}" for config in configs]
+    config = config_file or configs[0]
+    override = " ".join([f"MODEL.WEIGHTS {target}", *_class_override(config, result.architecture)])
+    command = f"python train_net.py --config-file {config} --eval-only {override}"
+    return "\n".join([*lines, "to evaluate it:", f"  {command}"])

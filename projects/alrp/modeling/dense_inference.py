@@ -1,0 +1,54 @@
+"""From dense predictions to the candidates of NMS."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from detectron2.structures import Boxes, Instances
+
+
+def decode_best_anchors(
+    box2box_transform,
+    anchors: Boxes,
+    pred_scores: Tensor,
+    pred_deltas: Tensor,
+    *,
+    score_thresh: float,
+    topk_candidates: int,
+    image_size: tuple[int, int],
+    clip_size: tuple[int, int],
+) -> Instances:
+    """Candidates of one image and level by the published rule, clipped before NMS.
+
+    The anchors with the best scores pass with all their classes. Ranking losses do not fix the
+    offset of the scores, so that very many may pass a threshold; Detectron2's own rule would then
+    spend ``topk_candidates`` on pairs of few anchors.
+
+    Args:
+        box2box_transform: encoding of boxes, with ``apply_deltas``.
+        anchors: R_l anchors of the level.
+        pred_scores: (R_l, K) in [0, 1].
+        pred_deltas: (R_l, 4).
+        score_thresh: a pair of an anchor and a class must score more.
+        topk_candidates: number of anchors that may pass.
+        image_size: (height, width) of the image, in pixels.
+        clip_size: (height, width) to clip the boxes to, in pixels.
+
+    Returns:
+        Instances: with "pred_boxes", "scores" and "pred_classes".
+    """
+    # Scores far from 0 saturate and tie; then the lowest index wins.
+    order = pred_scores.amax(1).sort(descending=True, stable=True).indices
+    top_anchors = order[:topk_candidates]
+    pred_scores = pred_scores[top_anchors]
+    boxes = Boxes(
+        box2box_transform.apply_deltas(pred_deltas[top_anchors], anchors.tensor[top_anchors])
+    )
+    boxes.clip(clip_size)
+    kept, classes = (pred_scores > score_thresh).nonzero(as_tuple=True)
+    return Instances(
+        image_size,
+        pred_boxes=boxes[kept],
+        scores=pred_scores[kept, classes],
+        pred_classes=classes,
+    )

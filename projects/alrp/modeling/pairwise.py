@@ -1,0 +1,98 @@
+"""Pairs of many boxes with very many others, without ever holding all pairs.
+
+Work goes in blocks of the first boxes. Nothing here reads a value back from the device.
+"""
+
+from __future__ import annotations
+
+import math
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Pairs held at a time: in float32 a matrix of 4 MiB, which a processor's cache holds.
+BLOCK = 1 << 20
+
+LOW_WORD = 0xFFFFFFFF
+
+
+def blocks(boxes: Tensor, num_others: int) -> tuple[Tensor, ...]:
+    """Rows of ``boxes`` in parts of at most ``BLOCK`` pairs with the others, or of one row."""
+    return boxes.split(max(1, BLOCK // max(num_others, 1)))
+
+
+def sortable(values: Tensor, ranks: Tensor) -> Tensor:
+    """Numbers in order of (value, rank), so that ``topk`` and ``amax`` meet no ties.
+
+    Args:
+        values: float, not negative; they sort like their bit patterns in float32.
+        ranks: int64 in [0, 2^32), broadcast with ``values``.
+
+    Returns:
+        Tensor: int64, with the rank in ``LOW_WORD``.
+    """
+    return (values.float().view(torch.int32).long() << 32) | ranks
+
+
+def nearest(queries: Tensor, points: Tensor, k: int) -> Tensor:
+    """The nearest points of each query, nearest first, equal distances by index.
+
+    In two rounds, as sorting all is slow: the points are cut into runs; in order of (distance,
+    index) of their own nearest point, the first k runs hold the k nearest, because all points of
+    any other run stand behind those k.
+
+    Args:
+        queries: (M, 2).
+        points: (R, 2); time O(M R), memory O(R + BLOCK).
+        k: at most R.
+
+    Returns:
+        Tensor: (M, k) int64 indices.
+    """
+    width = _run_width(len(points), k)
+    num_runs = -(-len(points) // width)
+    places = torch.arange(num_runs * width, device=points.device).view(num_runs, width)
+    pad = (0, places.numel() - len(points))
+    x, y = (F.pad(row, pad, value=math.inf) for row in points.float().t())
+    per_block = []
+    for block in blocks(queries.float(), len(x)):
+        squared = (x - block[:, :1]).square_().add_((y - block[:, 1:]).square_())
+        idxs = places.flatten()
+        if width > 1:
+            nearest_of_run = squared.view(-1, num_runs, width).amin(2)
+            runs = _smallest(nearest_of_run, places[:, 0], k) // width
+            idxs = places[runs].flatten(1)  # (B, k * width)
+            squared = squared.gather(1, idxs)
+        per_block.append(_smallest(squared, idxs, k))
+    return torch.cat(per_block)
+
+
+def _run_width(num_points: int, k: int) -> int:
+    """Points in a run, so that both rounds see equally many; 1 for a single round on few."""
+    return 1 if num_points <= 64 * k else round(math.sqrt(num_points / k))
+
+
+def _smallest(squared: Tensor, idxs: Tensor, k: int) -> Tensor:
+    """(M, k) of ``idxs``, those with the k least distances, equal distances by index."""
+    # The root rounds to equal what differs by its own rounding only.
+    keys = sortable(squared.sqrt(), idxs)
+    return keys.topk(k, dim=1, largest=False, sorted=True).values & LOW_WORD
+
+
+def pairwise_iou(boxes: Tensor, corners: Tensor) -> Tensor:
+    """IoU, bit for bit that of Detectron2, whose (B, R, 2) layout takes several times as long.
+
+    Args:
+        boxes: (B, 4) XYXY.
+        corners: (4, R) XYXY of the other boxes, a row for each coordinate.
+
+    Returns:
+        Tensor: (B, R) in [0, 1].
+    """
+    x1, y1, x2, y2 = boxes.t()[:, :, None]  # (B, 1) each
+    areas = (corners[2] - corners[0]) * (corners[3] - corners[1])
+    inter = torch.minimum(x2, corners[2]).sub_(torch.maximum(x1, corners[0])).clamp_(min=0)
+    inter *= torch.minimum(y2, corners[3]).sub_(torch.maximum(y1, corners[1])).clamp_(min=0)
+    union = ((x2 - x1) * (y2 - y1) + areas).sub_(inter)
+    # The least positive number keeps 0 / 0, of boxes without area, at 0.
+    return inter.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))

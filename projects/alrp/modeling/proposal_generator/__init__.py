@@ -1,0 +1,5 @@
+"""Proposal generators."""
+
+from .alrp_rpn import ALRPRPN, PriorRPNHead
+
+__all__ = ["ALRPRPN", "PriorRPNHead"]

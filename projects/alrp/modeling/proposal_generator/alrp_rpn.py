@@ -1,0 +1,125 @@
+"""Region proposal network trained with a ranking loss."""
+
+from __future__ import annotations
+
+import math
+import torch
+from torch import nn
+
+from detectron2.config import configurable
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, RPN_HEAD_REGISTRY
+from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
+from detectron2.structures import Boxes, Instances
+
+from ...errors import UserError
+from ..anchors import anchor_losses, match_anchors, matched_boxes
+from ..box_regression import BoxDeltaTransform
+from ..matcher import MaxIoUMatcher
+from ..ranking_losses import RankingLosses, build_ranking_losses
+
+
+@RPN_HEAD_REGISTRY.register()
+class PriorRPNHead(StandardRPNHead):
+    """``StandardRPNHead`` whose scores start at a small probability.
+
+    Args:
+        prior_prob: objectness score of every anchor at the start of training, in (0, 1).
+        kwargs: of :class:`StandardRPNHead`.
+    """
+
+    @configurable
+    def __init__(self, *, prior_prob: float = 0.01, **kwargs) -> None:
+        super().__init__(**kwargs)
+        nn.init.constant_(self.objectness_logits.bias, math.log(prior_prob / (1 - prior_prob)))
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class ALRPRPN(RPN):
+    """RPN whose ``losses`` ranks all anchors of the mini-batch; nothing is sampled.
+
+    Of Detectron2's :class:`RPN` it replaces the labels (:meth:`label_and_sample_anchors`) and the
+    losses (:meth:`losses`), and it limits how far a proposal may shrink.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        ranking_losses: RankingLosses,
+        size_divisibility: int = 32,
+        batch_size_per_image: int = 0,
+        positive_fraction: float = 0.0,
+        **kwargs,
+    ) -> None:
+        """
+        Args:
+            ranking_losses: classification and box losses of one class.
+            size_divisibility: what the sides of an image are padded to a multiple of; anchors
+                beyond the padding of their own image are ignored.
+            batch_size_per_image, positive_fraction: of the parent, without effect.
+            kwargs: of :class:`RPN`; ``anchor_matcher`` is a ``MaxIoUMatcher`` or an
+                ``ATSSMatcher``, ``box2box_transform`` a ``BoxDeltaTransform``.
+        """
+        super().__init__(
+            batch_size_per_image=batch_size_per_image, positive_fraction=positive_fraction, **kwargs
+        )
+        self.ranking_losses = ranking_losses
+        self.size_divisibility = size_divisibility
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        """
+        Raises:
+            UserError: if ``MODEL.RPN.IOU_THRESHOLDS`` is not [negative below, positive from].
+        """
+        thresholds = cfg.MODEL.RPN.IOU_THRESHOLDS
+        if len(thresholds) != 2 or not 0 <= thresholds[0] <= thresholds[1] < 1:
+            raise UserError(
+                "MODEL.RPN.IOU_THRESHOLDS must be [negative below, positive from] within [0, 1), "
+                f'but is {thresholds}; the published values are "[0.3, 0.7]".'
+            )
+        low, high = thresholds
+        ret = super().from_config(cfg, input_shape)
+        ret["anchor_matcher"] = MaxIoUMatcher(high, low, min_pos_iou=low)
+        ret["box2box_transform"] = BoxDeltaTransform(cfg.MODEL.RPN.BBOX_REG_WEIGHTS)
+        ret["ranking_losses"] = build_ranking_losses(cfg, 1, tau=high, prefix="alrp_rpn")
+        return ret
+
+    @torch.no_grad()
+    def label_and_sample_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]):
+        """As the parent, without sampling.
+
+        Anchors outside the image's own padded area are ignored, as are those whose best IoU lies
+        between the thresholds.
+        """
+        matched_idxs, match_labels = match_anchors(
+            self.anchor_matcher, anchors, gt_instances, self.size_divisibility
+        )
+        gt_boxes = [
+            matched_boxes(gt_i.gt_boxes.tensor, idxs_i)
+            for gt_i, idxs_i in zip(gt_instances, matched_idxs)
+        ]
+        return match_labels, gt_boxes
+
+    def losses(self, anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes):
+        """As the parent; both losses are means over the positives of the mini-batch."""
+        losses = anchor_losses(
+            self.ranking_losses,
+            anchors,
+            [logits[..., None] for logits in pred_objectness_logits],
+            [_as_class(labels_i) for labels_i in gt_labels],
+            pred_anchor_deltas,
+            gt_boxes,
+            box2box_transform=self.box2box_transform,
+            event="rpn/num_pos_anchors",
+        )
+        losses = {
+            "loss_rpn_cls": losses["loss_cls"],
+            "loss_rpn_loc": losses["loss_box_reg"],
+        }
+        return {name: self.loss_weight.get(name, 1.0) * loss for name, loss in losses.items()}
+
+
+def _as_class(labels: torch.Tensor) -> torch.Tensor:
+    """Labels 1, 0, -1 as the only class, background, ignored: 0, 1, -1."""
+    return torch.where(labels < 0, -1, 1 - labels.long())

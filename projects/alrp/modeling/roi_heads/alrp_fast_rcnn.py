@@ -1,0 +1,122 @@
+"""Box head on regions of interest, trained with a ranking loss.
+
+Shapes: R regions of all images of the mini-batch, P of them positive, K foreground classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec, cat
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
+from detectron2.structures import Instances
+
+from ..anchors import matched_classes
+from ..box_regression import BoxDeltaTransform
+from ..ranking_losses import RankingLosses, build_ranking_losses
+
+
+class ALRPFastRCNNOutputLayers(FastRCNNOutputLayers):
+    """Box predictor with one sigmoid unit per class, none for the background.
+
+    ``losses`` ranks all regions and classes of the mini-batch. Boxes are compared in pixels,
+    decoded with the deltas of the ground-truth class and not clipped to the image.
+    """
+
+    @configurable
+    def __init__(
+        self, input_shape: ShapeSpec, *, ranking_losses: RankingLosses, num_classes: int, **kwargs
+    ) -> None:
+        """
+        Args:
+            input_shape: of the features of a region.
+            ranking_losses: classification and box losses of ``num_classes`` classes.
+            num_classes: K.
+            kwargs: of :class:`FastRCNNOutputLayers`; ``box2box_transform`` is a
+                ``BoxDeltaTransform``, and of ``loss_weight`` both entries count. Options of the
+                losses it replaces have no effect.
+        """
+        super().__init__(input_shape, num_classes=num_classes, **kwargs)
+        self.ranking_losses = ranking_losses
+        self.cls_score = nn.Linear(self.cls_score.in_features, num_classes)
+        nn.init.normal_(self.cls_score.weight, std=0.01)
+        nn.init.constant_(self.cls_score.bias, 0)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        ret = super().from_config(cfg, input_shape)
+        ret["box2box_transform"] = BoxDeltaTransform(cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS)
+        ret["ranking_losses"] = build_ranking_losses(cfg, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+        return ret
+
+    def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]):
+        """As the parent; both losses are means over the positives of the mini-batch.
+
+        Args:
+            predictions: logits (R, K) and deltas (R, K * 4), or (R, 4) if class-agnostic.
+            proposals: per image, with ``proposal_boxes``, ``gt_classes`` (0..K-1, K background,
+                -1 ignored) and, unless all are background, ``gt_boxes``.
+
+        Returns:
+            dict[str, Tensor]: scalars "loss_cls" and "loss_box_reg".
+        """
+        pred_logits, pred_deltas = predictions
+        gt_classes = cat([p.gt_classes for p in proposals])
+        rows = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)  # (P,)
+        boxes = cat([p.proposal_boxes.tensor for p in proposals])[rows]
+        # Images without ground truth have proposals without it, none of them positive.
+        gt_boxes = [p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes for p in proposals]
+        gt_boxes = cat([b.tensor for b in gt_boxes])[rows]
+
+        num_outputs = pred_deltas.shape[1] // 4  # K or 1
+        deltas = pred_deltas.view(len(pred_deltas), num_outputs, 4)
+        deltas = deltas[rows, gt_classes[rows].clamp(max=num_outputs - 1)]
+        if self.ranking_losses.compares_boxes:
+            predicted = self.box2box_transform.apply_deltas(deltas, boxes)
+            expected = gt_boxes
+        else:
+            predicted, expected = deltas, self.box2box_transform.get_deltas(boxes, gt_boxes)
+        losses = self.ranking_losses(pred_logits, gt_classes, predicted, expected)
+        return {name: self.loss_weight.get(name, 1.0) * loss for name, loss in losses.items()}
+
+    def predict_probs(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]):
+        """As the parent: per image (R_i, K + 1) scores, the last column 0 for the background."""
+        scores = F.pad(predictions[0].sigmoid(), (0, 1))
+        return scores.split([len(p) for p in proposals])
+
+
+@ROI_HEADS_REGISTRY.register()
+class ALRPROIHeads(StandardROIHeads):
+    """``StandardROIHeads`` that train on all proposals, with :class:`ALRPFastRCNNOutputLayers`.
+
+    Mask and keypoint heads train on the foreground ones, as they do in the parent; without
+    sampling there may be more of them.
+    """
+
+    @configurable
+    def __init__(
+        self, *, batch_size_per_image: int = 0, positive_fraction: float = 0.0, **kwargs
+    ) -> None:
+        """
+        Args:
+            batch_size_per_image, positive_fraction: of the parent, without effect.
+            kwargs: of :class:`StandardROIHeads`; as published, ``proposal_append_gt`` is False.
+        """
+        super().__init__(
+            batch_size_per_image=batch_size_per_image, positive_fraction=positive_fraction, **kwargs
+        )
+
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape):
+        ret = super()._init_box_head(cfg, input_shape)
+        ret["box_predictor"] = ALRPFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
+        return ret
+
+    def _sample_proposals(self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor):
+        """As the parent, but all proposals in their order."""
+        classes = matched_classes(gt_classes, matched_idxs, matched_labels, self.num_classes)
+        return torch.arange(len(classes), device=classes.device), classes

@@ -1,0 +1,170 @@
+"""Checks that depend on the architecture: components, ranges, learning rates, class counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+import pytest
+
+from detectron2.config import LazyConfig, get_cfg
+
+from alrp.config import add_alrp_config
+from alrp.data.datasets.coco_format import register_coco_format
+from alrp.engine import Trainer
+from alrp.engine.lazy import as_cfg_node
+from alrp.engine.preflight import check, published_learning_rate
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+ROWS = sorted(path.stem for path in (CONFIGS / "COCO-Detection").glob("*.yaml"))
+
+
+def load_yaml(name):
+    cfg = get_cfg()
+    add_alrp_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / f"{name}.yaml"))
+    return cfg
+
+
+@pytest.fixture
+def cfg(shapes):
+    """The aLRP Faster R-CNN on a dataset of three classes, in which there is nothing to find."""
+    cfg = load_yaml("Base-ALRP-RCNN-FPN")
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    name = f"{shapes.name}_train"
+    cfg.DATASETS.COCO_FORMAT = [
+        [name, f"{shapes}/annotations/train.json", f"{shapes}/train"],
+    ]
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (name,)
+    register_coco_format(cfg)
+    assert check(cfg, for_training=True) == []
+    return cfg
+
+
+def node_of(cfg, key):
+    """The node that holds a dotted key, and the last part of the key."""
+    *nodes, last = key.split(".")
+    for name in nodes:
+        cfg = cfg[name]
+    return cfg, last
+
+
+def change(cfg, key, value):
+    node, last = node_of(cfg, key)
+    node[last] = value
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "listed"),
+    [
+        ("MODEL.PROPOSAL_GENERATOR.NAME", "ALRP_RPN", "ALRPRPN"),
+        ("MODEL.RPN.HEAD_NAME", "PriorHead", "PriorRPNHead"),
+        ("MODEL.ROI_HEADS.NAME", "ALRPHeads", "ALRPROIHeads"),
+        ("MODEL.ROI_BOX_HEAD.NAME", "ConvFCHead", "XavierConvFCHead"),
+    ],
+)
+def test_an_unknown_part_of_an_rcnn_lists_the_choices(cfg, key, wrong, listed):
+    change(cfg, key, wrong)
+    (finding,) = check(cfg, for_training=True)
+    assert (finding.severity, finding.where) == ("error", key)
+    assert repr(wrong) in finding.what and listed in finding.what
+
+
+def test_parts_that_an_rcnn_does_not_use_are_not_judged(cfg):
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PrecomputedProposals"
+    cfg.MODEL.RPN.HEAD_NAME = ""
+    cfg.MODEL.RPN.IOU_THRESHOLDS = [0.7, 0.3]
+    assert check(cfg, for_training=True) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "expected"),
+    [
+        ("MODEL.RPN.IOU_THRESHOLDS", [0.7, 0.3], "[low, high]"),
+        ("MODEL.RPN.IOU_THRESHOLDS", [0.3, 1.0], "[low, high]"),
+        ("MODEL.RPN.LOSS_WEIGHT", 0.0, "a number > 0"),
+        ("MODEL.ALRP.DELTA", 0.0, "a number > 0"),
+        ("MODEL.ALRP.TAU", 1.0, "a number in [0, 1)"),
+        ("MODEL.ALRP.SELF_BALANCE.PERIOD", -1, "iterations"),
+    ],
+)
+def test_a_number_out_of_range_is_found(cfg, key, wrong, expected):
+    change(cfg, key, wrong)
+    (finding,) = check(cfg, for_training=True)
+    assert (finding.severity, finding.where) == ("error", key)
+    assert expected in finding.what and str(wrong) in finding.what
+
+
+def test_the_class_count_of_an_rcnn_is_checked(cfg):
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
+    (finding,) = check(cfg, for_training=True)
+    assert finding.where == "MODEL.ROI_HEADS.NUM_CLASSES"
+    assert "80 classes" in finding.what and "NUM_CLASSES 3" in finding.fix
+
+
+def test_a_learning_rate_far_from_that_of_the_faster_rcnn_is_a_warning(cfg):
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR = 8, 0.012
+    assert check(cfg, for_training=True) == []
+    cfg.SOLVER.BASE_LR = 0.02
+    (finding,) = check(cfg, for_training=True)
+    assert (finding.severity, finding.where) == ("warning", "SOLVER.BASE_LR")
+    assert "far from 0.003, the published 0.012 for 32 images" in finding.what
+
+
+def test_group_norm_of_a_foveabox_needs_a_multiple_of_its_groups(cfg):
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.FOVEABOX.NUM_CLASSES = "FoveaBox", 3
+    cfg.MODEL.FOVEABOX.NORM, cfg.MODEL.FPN.OUT_CHANNELS = "GN", 40
+    (finding,) = check(cfg, for_training=True)
+    assert finding.where == "MODEL.FPN.OUT_CHANNELS" and "multiple of 32" in finding.what
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_has_the_published_learning_rate_of_its_batch(name):
+    cfg = load_yaml(f"COCO-Detection/{name}")
+    expected = cfg.SOLVER.BASE_LR * 32 / cfg.SOLVER.IMS_PER_BATCH
+    assert published_learning_rate(cfg) == pytest.approx(expected)
+    cfg.SOLVER.OPTIMIZER = "AdamW"
+    assert published_learning_rate(cfg) is None
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_checks_see_the_same_in_both_files(name):
+    cfg = load_yaml(f"COCO-Detection/{name}")
+    node = as_cfg_node(LazyConfig.load(str(CONFIGS / "COCO-Detection" / f"{name}.py")))
+    keys = ["MODEL.META_ARCHITECTURE", "MODEL.ALRP.LOSS_TYPE"]
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        keys += ["MODEL.PROPOSAL_GENERATOR.NAME", "MODEL.ROI_HEADS.NAME"]
+    for key in keys:
+        (first, last), (second, _) = node_of(cfg, key), node_of(node, key)
+        assert first[last] == second[last], key
+    assert published_learning_rate(node) == published_learning_rate(cfg)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "key"),
+    [
+        ("alrp_retinanet_R_50_FPN_ATSS_100e", "num_classes", "RETINANET"),
+        ("alrp_foveabox_R_50_FPN_100e", "num_classes", "FOVEABOX"),
+        ("alrp_faster_rcnn_R_50_FPN_100e", "roi_heads.num_classes", "ROI_HEADS"),
+        ("ce_faster_rcnn_R_50_FPN_100e", "roi_heads.num_classes", "ROI_HEADS"),
+    ],
+)
+def test_the_class_count_of_a_lazy_model_is_found(name, path, key):
+    lazy = LazyConfig.load(str(CONFIGS / "COCO-Detection" / f"{name}.py"))
+    LazyConfig.apply_overrides(lazy, [f"model.{path}=7"])
+    assert as_cfg_node(lazy).MODEL[key].NUM_CLASSES == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks"),
+    [
+        ("COCO-Detection/alrp_faster_rcnn_R_50_FPN_100e", ("bbox",)),
+        ("COCO-InstanceSegmentation/alrp_mask_rcnn_R_50_FPN_100e", ("bbox", "segm")),
+    ],
+)
+def test_masks_are_evaluated_where_there_are_any(shapes, name, tasks):
+    cfg = load_yaml(name)
+    entry = [f"{shapes.name}_val", f"{shapes}/annotations/val.json", f"{shapes}/val"]
+    cfg.DATASETS.COCO_FORMAT, cfg.DATASETS.TEST = [entry], (entry[0],)
+    register_coco_format(cfg)
+    coco, lrp = Trainer.build_evaluator(cfg, entry[0])._evaluators
+    assert (tuple(coco._tasks), tuple(lrp._tasks)) == (tasks, ("bbox",))

@@ -1,0 +1,320 @@
+"""FoveaBox as a Detectron2 meta-architecture: targets, losses, inference, state."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectors import (
+    NoBackbone,
+    golden_gradient_errors,
+    golden_instances,
+    golden_predictions,
+    image,
+    train_step,
+)
+from fovea_worker import small_config, small_model, step_beside_an_empty_rank
+from torch import nn
+from torch.testing import assert_close
+
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.structures import Boxes
+
+from alrp.config import add_alrp_config
+from alrp.errors import UserError
+from alrp.losses import SelfBalance
+from alrp.modeling import (
+    ALRPLosses,
+    APLosses,
+    FocalLosses,
+    FoveaBox,
+    FoveaMatcher,
+    PointBoxTransform,
+)
+
+CASES = ["alrp_fovea_random", "alrp_fovea_one_image_only", "ap_fovea_random", "fovea_focal_random"]
+LOSSES = ["alrp", "ap", "focal"]
+BATCH = [image(64, 96, [[5, 5, 40, 50], [30, 10, 90, 60]], [0, 2]), image(64, 96)]
+
+
+def golden_model(case, name):
+    num_classes = int(case["num_classes"])
+    if name.startswith("alrp"):
+        losses = ALRPLosses(num_classes=num_classes, self_balance=SelfBalance(period=1000))
+    else:
+        losses_class = APLosses if name.startswith("ap") else FocalLosses
+        losses = losses_class(num_classes=num_classes, smooth_l1_beta=0.11)
+    strides = case["strides"].tolist()
+    return FoveaBox(
+        backbone=NoBackbone(),
+        head=nn.Identity(),
+        head_in_features=[f"p{i}" for i in range(3, 8)],
+        anchor_generator=DefaultAnchorGenerator(
+            sizes=[[float(edge)] for edge in case["base_edge_list"]],
+            aspect_ratios=[1.0],
+            strides=strides,
+            offset=0.5,
+        ),
+        box2box_transform=PointBoxTransform(),
+        matcher=FoveaMatcher(strides, case["scale_ranges"].tolist(), float(case["sigma"])),
+        num_classes=num_classes,
+        ranking_losses=losses,
+        pixel_mean=[0.0] * 3,
+        pixel_std=[1.0] * 3,
+    )
+
+
+def golden_targets(case, name):
+    """The model, its anchors, and the labels and boxes of all cells of a case."""
+    model = golden_model(case, name)
+    grids = [tuple(grid) for grid in case["feature_sizes"].tolist()]
+    anchors = model.anchor_generator([torch.zeros(1, 1, *grid) for grid in grids])
+    return model, anchors, *model.label_cells(grids, golden_instances(case))
+
+
+def in_flat_order(per_image, anchors):
+    """Values (R, ...) per image to rows by level, then image."""
+    split = [x.split([len(a) for a in anchors]) for x in per_image]
+    return torch.cat([level for levels in zip(*split) for level in levels])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_published_targets(golden, name):
+    case = golden(name)
+    model, anchors, labels, boxes = golden_targets(case, name)
+    for level, (stride, level_anchors) in enumerate(zip(case["strides"], anchors)):
+        points = torch.from_numpy(case[f"points_xy_level{level}"])
+        assert torch.equal(level_anchors.get_centers(), points * int(stride))
+
+    flat_labels = in_flat_order(labels, anchors)
+    assert torch.equal(flat_labels, torch.from_numpy(case["flat_labels"]))
+    positive = (flat_labels < model.num_classes).nonzero().flatten()
+    assert torch.equal(positive, torch.from_numpy(case["pos_flat_index"]))
+    all_anchors = in_flat_order([Boxes.cat(anchors).tensor] * len(labels), anchors)
+    deltas = model.box2box_transform.get_deltas(
+        all_anchors[positive], in_flat_order(boxes, anchors)[positive]
+    )
+    # Two units in the last place, as the logarithm depends on the processor.
+    assert_close(deltas, torch.from_numpy(case["pos_box_targets"]), rtol=2.4e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_published_losses_and_gradients(golden, name):
+    case = golden(name)
+    model, anchors, labels, boxes = golden_targets(case, name)
+    predictions = golden_predictions(case)
+    logits, deltas = model._transpose_dense_predictions(predictions, [model.num_classes, 4])
+    losses = model.losses(anchors, logits, labels, deltas, boxes)
+    sum(losses.values()).backward()
+
+    assert losses["loss_cls"].item() == pytest.approx(float(case["loss_cls"]), rel=1e-5)
+    assert losses["loss_box_reg"].item() == pytest.approx(float(case["loss_bbox"]), rel=1e-5)
+    assert max(golden_gradient_errors(case, predictions)) < 1e-5
+
+
+def assert_all_gradients_are_finite(model):
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("num_classes", [1, 80, 1203])
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_every_parameter_gets_a_finite_gradient(num_classes, loss_type):
+    model = small_model(num_classes, **{"MODEL.ALRP.LOSS_TYPE": loss_type})
+    boxes = [[5, 5, 40, 50], [30, 10, 90, 60]]
+    losses, storage = train_step(model, [image(64, 96, boxes, [0, num_classes - 1]), BATCH[1]])
+    assert set(losses) == {"loss_cls", "loss_box_reg"}
+    assert all(loss.dim() == 0 and 0 < loss.item() < 1e4 for loss in losses.values())
+    assert_all_gradients_are_finite(model)
+    assert model.head.cls_score.weight.grad.any() and model.head.bbox_pred.weight.grad.any()
+    assert storage.latest()["num_pos_anchors"][0] > 0
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+@pytest.mark.parametrize(
+    "batch",
+    [
+        [image(64, 96), image(64, 64)],
+        [image(64, 96, [[22, 22, 26, 26]], [1])],  # between the centres of four cells
+        [image(64, 96, [[40, 20, 40.5, 20.5], [10, 10, 10, 40]], [1, 1])],  # in no range
+    ],
+    ids=["no_gt", "between_centres", "in_no_range"],
+)
+def test_a_batch_without_positives_trains_through(loss_type, batch):
+    model = small_model(**{"MODEL.ALRP.LOSS_TYPE": loss_type})
+    losses, _ = train_step(model, batch)
+    assert losses["loss_box_reg"] == 0
+    assert (losses["loss_cls"] > 0) == (loss_type == "focal")  # which also lowers negatives
+    assert_all_gradients_are_finite(model)
+    assert not model.head.bbox_pred.weight.grad.any()
+    assert model.head.cls_score.weight.grad.any() == (loss_type == "focal")
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+@pytest.mark.parametrize(
+    "box", [[18, 18, 22, 22], [-500, -500, 900, 900], [0, 0, 96, 64]], ids=["tiny", "huge", "image"]
+)
+def test_ground_truth_of_extreme_size_trains_through(loss_type, box):
+    model = small_model(**{"MODEL.ALRP.LOSS_TYPE": loss_type})
+    losses, storage = train_step(model, [image(64, 96, [box], [1])])
+    assert storage.latest()["num_pos_anchors"][0] > 0
+    assert all(loss.isfinite() and loss > 0 for loss in losses.values())
+    assert_all_gradients_are_finite(model)
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), 500.0])
+def test_overflowing_boxes_of_negative_cells_do_not_matter(golden, loss_type, value):
+    case = golden("alrp_fovea_random")
+    model, anchors, labels, boxes = golden_targets(case, loss_type)
+    gradients = []
+    for spoilt in (False, True):
+        logits, deltas = golden_predictions(case)
+        levels = model._transpose_dense_predictions([logits, deltas], [model.num_classes, 4])
+        if spoilt:  # every second of the negative cells
+            starts = torch.tensor([len(a) for a in anchors]).cumsum(0).tolist()
+            per_level = zip(*(x.tensor_split(starts[:-1]) for x in labels))
+            for level, level_labels in zip(levels[1], per_level):
+                negative = (torch.stack(level_labels) == model.num_classes).nonzero()[::2]
+                level.data[negative[:, 0], negative[:, 1]] = value
+        losses = model.losses(anchors, levels[0], labels, levels[1], boxes)
+        sum(losses.values()).backward()
+        gradients.append(torch.cat([x.grad.flatten() for x in deltas]))
+    assert gradients[0].any() and torch.equal(gradients[0], gradients[1])
+
+
+def test_events_hold_the_weight_and_the_unweighted_loss():
+    losses, storage = train_step(small_model(), BATCH, start_iter=19)
+    latest = {name: value for name, (value, _) in storage.latest().items()}
+    assert latest["alrp/self_balance_weight"] == 50.0
+    unweighted = losses["loss_cls"] + losses["loss_box_reg"] / 50.0
+    assert latest["alrp/loss"] == pytest.approx(unweighted.item(), rel=1e-5)
+
+
+def test_the_focal_loss_is_divided_by_positives_and_images_and_smooth_l1_by_positives():
+    losses = FocalLosses(num_classes=2, alpha=0.4, gamma=1.5, smooth_l1_beta=0.11)
+    # The third row is ignored. At logit 0 an entry costs (1/2)^1.5 log 2, times alpha or 1 - alpha.
+    logits, gt_classes = torch.zeros(3, 2), torch.tensor([1, 2, -1])
+    predicted, expected = torch.tensor([[1.0, 2, 0.05, 0]]), torch.zeros(1, 4)
+    result = losses(logits, gt_classes, predicted, expected, num_images=3)
+    entry = 0.5**1.5 * torch.tensor(2.0).log()
+    assert_close(result["loss_cls"], (0.4 + 3 * 0.6) * entry / (1 + 3))
+    assert_close(result["loss_box_reg"], torch.tensor(1 + 2 - 0.11 + 0.5 * 0.05**2 / 0.11))
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_losses_under_autocast_are_float32_and_close(loss_type):
+    overrides = {"MODEL.ALRP.LOSS_TYPE": loss_type}
+    exact, _ = train_step(small_model(**overrides), BATCH)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses, _ = train_step(small_model(**overrides), BATCH)
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        assert_close(loss, exact[name], rtol=0.05, atol=0.0)
+
+
+def test_inference_gives_clipped_boxes_of_the_original_size():
+    model = small_model().eval()
+    nn.init.normal_(model.head.cls_score.weight, std=1.0)
+    nn.init.normal_(model.head.bbox_pred.weight, std=1.0)
+    inputs = image(64, 96)
+    inputs["height"], inputs["width"] = 128, 192
+    with torch.no_grad():
+        instances = model([inputs])[0]["instances"]
+    assert 0 < len(instances) <= 100
+    boxes = instances.pred_boxes.tensor
+    # The last pixels of 96 x 64 are 95 and 63.
+    assert (boxes >= 0).all() and (boxes[:, 2] <= 190).all() and (boxes[:, 3] <= 126).all()
+    assert (boxes[:, 2] == 190).any() or (boxes[:, 3] == 126).any()
+    assert (instances.scores > 0.05).all()
+    assert (instances.scores.diff() <= 0).all()
+
+
+def test_of_each_level_the_best_cells_pass_with_all_their_classes():
+    model = small_model()
+    model.test_topk_candidates = 2
+    anchors = Boxes(torch.tensor([[0.0, 0, 16, 16], [8, 0, 24, 16], [16, 0, 32, 16]]))
+    scores = torch.tensor([[0.9, 0.2, 0.01], [0.6, 0.5, 0.4], [0.55, 0.54, 0.53]])
+    result = model._decode_per_level_predictions(
+        anchors, scores, torch.zeros(3, 4), 0.05, 2, (20, 30)
+    )
+    assert_close(result.scores, torch.tensor([0.9, 0.2, 0.6, 0.5, 0.4]))
+    # One base edge to every side, clipped to [0, 29] x [0, 19].
+    assert_close(result.pred_boxes.tensor[0], torch.tensor([0.0, 0, 24, 19]))
+    assert_close(result.pred_boxes.tensor[2], torch.tensor([0.0, 0, 29, 19]))
+
+
+def test_the_head_has_the_names_that_published_checkpoints_are_converted_to():
+    cfg = small_config(**{"MODEL.FOVEABOX.NUM_CONVS": 4})
+    names = {n.rsplit(".", 1)[0] for n in build_model(cfg).state_dict() if n.startswith("head.")}
+    towers = {f"head.{tower}.{i}" for tower in ("cls_subnet", "bbox_subnet") for i in (0, 2, 4, 6)}
+    assert names == towers | {"head.cls_score", "head.bbox_pred"}
+
+
+def test_two_levels_need_no_coarse_ones():
+    """A level that is not read would be a parameter without gradient."""
+    overrides = {
+        "MODEL.FOVEABOX.IN_FEATURES": ["p3", "p4"],
+        "MODEL.FOVEABOX.BASE_EDGES": [16.0, 48.0],
+        "MODEL.FOVEABOX.SCALE_RANGES": [[1.0, 48.0], [32.0, 128.0]],
+        "MODEL.RESNETS.OUT_FEATURES": ["res3", "res4"],
+        "MODEL.FPN.IN_FEATURES": ["res3", "res4"],
+    }
+    model = small_model(**overrides)
+    train_step(model, BATCH)
+    assert_all_gradients_are_finite(model)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("BASE_EDGES", [16.0], r"BASE_EDGES must have one entry .* 5 features .* but is \[16.0\]"),
+        ("SCALE_RANGES", [[1.0, 64.0]], "SCALE_RANGES must have one entry"),
+        ("SCALE_RANGES", [[64.0, 1.0]] * 5, r"pairs \[least, greatest\]"),
+        ("SIGMA", 0.0, r"SIGMA must be in \(0, 1\], but is 0.0"),
+    ],
+)
+def test_a_mistaken_geometry_is_explained(key, value, message):
+    with pytest.raises(UserError, match=message):
+        small_model(**{f"MODEL.FOVEABOX.{key}": value})
+
+
+def test_an_unknown_loss_lists_the_choices_of_a_foveabox():
+    with pytest.raises(UserError, match='"alrp" or "ap", or for a FoveaBox also "focal", but is'):
+        small_model(**{"MODEL.ALRP.LOSS_TYPE": "hinge"})
+
+
+def test_the_defaults_of_the_config_are_published():
+    cfg = get_cfg()
+    add_alrp_config(cfg)
+    fovea = cfg.MODEL.FOVEABOX
+    assert fovea.BASE_EDGES == [16, 32, 64, 128, 256] and fovea.SIGMA == 0.4
+    assert fovea.SCALE_RANGES == [[1, 64], [32, 128], [64, 256], [128, 512], [256, 2048]]
+    assert (fovea.FOCAL_LOSS_ALPHA, fovea.FOCAL_LOSS_GAMMA) == (0.4, 1.5)
+    assert (fovea.NUM_CONVS, fovea.NORM, fovea.PRIOR_PROB) == (4, "", 0.01)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """Per rank, per loss: losses and gradients of a step with ground truth on the first rank."""
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        pytest.skip("this PyTorch has no Gloo")
+    folder = tmp_path_factory.mktemp("gloo")
+    torch.multiprocessing.spawn(step_beside_an_empty_rank, args=(2, str(folder)), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pth", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_two_processes_step_together_if_one_has_no_ground_truth(two_processes, loss_type):
+    (losses, gradients), (empty_losses, empty_gradients) = (x[loss_type] for x in two_processes)
+    assert losses["loss_box_reg"] > 0 and empty_losses["loss_box_reg"] == 0
+    assert_close(gradients, empty_gradients, rtol=0, atol=0)
+    assert gradients["head.bbox_pred.weight"].any()
+
+    model = small_model(**{"MODEL.ALRP.LOSS_TYPE": loss_type})
+    train_step(model, [image(64, 96, [[5, 5, 40, 50]], [1])])
+    # Gradients are averaged, and those of the empty rank are 0.
+    assert_close(gradients["head.bbox_pred.weight"], model.head.bbox_pred.weight.grad / 2)

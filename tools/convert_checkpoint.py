@@ -1,0 +1,57 @@
+#!/usr/bin/env python
+"""Convert published aLRP Loss checkpoints (MMDetection) for this project, and back.
+
+    python tools/convert_checkpoint.py PUBLISHED.pth OUT.pth [--config-file CONFIG]
+    python tools/convert_checkpoint.py TRAINED_HERE.pth OUT.pth --reverse
+
+ResNets and ResNeXts of torchvision or open-mmlab become backbones to start a training from.
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if importlib.util.find_spec("alrp") is None:  # run from a checkout that is not installed
+    sys.path.insert(0, str(ROOT / "projects"))
+
+from alrp.engine.conversion import convert_file  # noqa: E402
+from alrp.errors import UserError  # noqa: E402
+
+
+def parse_args(argv=None):
+    """Parsed command line."""
+    parser = argparse.ArgumentParser(
+        description="Convert a checkpoint. OUT is written only if every tensor finds its place."
+    )
+    parser.add_argument("input", metavar="IN.pth", help="checkpoint to read")
+    parser.add_argument("output", metavar="OUT.pth", help="checkpoint to write")
+    parser.add_argument("--config-file", help="config to check against; found by itself if absent")
+    parser.add_argument("--reverse", action="store_true", help="convert to MMDetection's names")
+    parser.add_argument("--verbose", action="store_true", help="list all names")
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> int:
+    """Convert and report; returns the exit status, 1 if nothing was written."""
+    args = parse_args(argv)
+    try:
+        report = convert_file(
+            args.input,
+            args.output,
+            config_folder=os.path.relpath(ROOT / "configs" / "COCO-Detection"),
+            config_file=args.config_file,
+            reverse=args.reverse,
+            verbose=args.verbose,
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

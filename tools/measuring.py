@@ -1,0 +1,140 @@
+"""What the benchmarks share: timing in turns, peak memory, made-up images, tables and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Callable, Optional
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from detectron2.structures import Boxes, Instances
+
+MIB = 2**20
+
+
+def medians_in_turns(
+    functions: dict[str, Callable], repeats: int, device: torch.device
+) -> dict[str, float]:
+    """Median seconds of a call; the functions take turns, so that all see the same disturbances.
+
+    One call of each, not timed, comes first. On a GPU a call ends when its work is done.
+    """
+    for function in functions.values():
+        function()
+    seconds = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            _synchronize(device)
+            start = time.perf_counter()
+            function()
+            _synchronize(device)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_bytes(function: Callable, device: torch.device) -> int:
+    """Most memory that one call holds at a time beyond what was held before.
+
+    Counted by PyTorch's allocators, which see every tensor, temporary ones of operators included.
+    """
+    function()  # what stays allocated from the first call on is not counted
+    if device.type == "cuda":
+        _synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    held = peak = 0
+    for event in sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"]):
+        held += event["args"]["Bytes"]
+        peak = max(peak, held)
+    return peak
+
+
+def peak_of_process(function: Callable, *args, device: torch.device) -> int:
+    """Peak memory, in bytes, of a new process that does nothing but ``function(*args)``.
+
+    On a GPU that of PyTorch's allocator, on a CPU resident memory beyond the imported libraries.
+    To be called while this process is small, as a new one starts with the peak of its parent.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_peak_here, function, args, device, torch.get_num_threads()).result()
+
+
+def _peak_here(function: Callable, args: tuple, device: torch.device, threads: int) -> int:
+    torch.set_num_threads(threads)
+    unit = 1 if sys.platform == "darwin" else 1024
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    function(*args)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+
+
+def random_boxes(count: int, size: int, generator: torch.Generator) -> Tensor:
+    """(count, 4) XYXY inside a square of ``size``; log-uniform sides from 1/32 to 1/2 of it."""
+    exponents = torch.rand(count, 2, generator=generator) * math.log(16)
+    sides = exponents.exp() * size / 32
+    corners = torch.rand(count, 2, generator=generator) * (size - sides)
+    return torch.cat([corners, corners + sides], dim=1)
+
+
+def random_batch(num_images: int, size: int, num_classes: int) -> list[dict]:
+    """Square images of noise, as a data loader gives them, with 1 to 14 boxes each."""
+    generator = torch.Generator().manual_seed(num_images)
+    batch = []
+    for _ in range(num_images):
+        num_boxes = int(torch.randint(1, 15, (), generator=generator))
+        instances = Instances((size, size))
+        instances.gt_boxes = Boxes(random_boxes(num_boxes, size, generator))
+        instances.gt_classes = torch.randint(num_classes, (num_boxes,), generator=generator)
+        image = torch.randint(256, (3, size, size), generator=generator, dtype=torch.uint8)
+        batch.append({"image": image, "instances": instances})
+    return batch
+
+
+def environment(device: torch.device) -> dict:
+    """Where the figures are from."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def markdown(header: list[str], rows: list[list]) -> str:
+    """A table, numbers to three digits."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(value) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    # Three significant digits, but no exponent.
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if value else "0"
+
+
+def write_json(path: Optional[str], document: dict) -> None:
+    """Write ``document`` if a path was given."""
+    if path:
+        Path(path).write_text(json.dumps(document, indent=2) + "\n")
