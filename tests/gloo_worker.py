@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import numpy as np
 from datetime import timedelta
 from pathlib import Path
@@ -37,8 +38,9 @@ def run_steps(balance: SelfBalance, steps: list[tuple[float, float] | None]) -> 
     return [balance(output_of(step)).item() for step in steps]
 
 
-def train_and_resume(rank: int, world_size: int, folder: str) -> None:
-    """Write the weights of an uninterrupted run and of one resumed from rank 0's checkpoint."""
+@contextlib.contextmanager
+def gloo_group(rank: int, world_size: int, folder: str):
+    """Make this process one of a Gloo group that meets in ``folder``, with one thread."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -48,6 +50,14 @@ def train_and_resume(rank: int, world_size: int, folder: str) -> None:
         timeout=timedelta(seconds=60),
     )
     try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def train_and_resume(rank: int, world_size: int, folder: str) -> None:
+    """Write the weights of an uninterrupted run and of one resumed from rank 0's checkpoint."""
+    with gloo_group(rank, world_size, folder):
         steps = [step[rank] for step in STEPS]
         uninterrupted = run_steps(SelfBalance(PERIOD), steps)
         first = SelfBalance(PERIOD)
@@ -60,5 +70,3 @@ def train_and_resume(rank: int, world_size: int, folder: str) -> None:
         second.load_state_dict(torch.load(checkpoint, weights_only=True))
         resumed += run_steps(second, steps[BREAK:])
         np.save(Path(folder) / f"rank{rank}.npy", np.array([uninterrupted, resumed]))
-    finally:
-        dist.destroy_process_group()

@@ -1,0 +1,102 @@
+"""Inputs and steps of small dense detectors."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+import torch
+
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import Backbone
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from alrp.config import add_alrp_config
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def small_config(base, head, num_classes, **overrides):
+    """A base config made small, with random weights, on the CPU.
+
+    Args:
+        base: file in the folder of configs.
+        head: node of MODEL with NUM_CLASSES and NUM_CONVS.
+        num_classes: K.
+        overrides: values by config key.
+    """
+    cfg = get_cfg()
+    add_alrp_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / base))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    cfg.MODEL[head].NUM_CONVS = 1
+    cfg.MODEL[head].NUM_CLASSES = num_classes
+    cfg.MODEL.ALRP.SELF_BALANCE.PERIOD = 2
+    cfg.merge_from_list([x for pair in overrides.items() for x in pair])
+    return cfg
+
+
+def image(height, width, boxes=(), classes=()):
+    """One element of a batch: noise with ground truth in XYXY pixels."""
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    pixels = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(1))
+    return {"image": pixels.float(), "instances": instances, "height": height, "width": width}
+
+
+def train_step(model, batch, start_iter=0):
+    """Losses and events of one step, with gradients left in the model."""
+    model.train()
+    with EventStorage(start_iter) as storage:
+        losses = model(copy.deepcopy(batch))
+        sum(losses.values()).backward()
+    return losses, storage
+
+
+class NoBackbone(Backbone):
+    """Carries the strides only; the golden cases store what a head would predict."""
+
+    def forward(self, images):
+        raise AssertionError("the golden cases start from predictions")
+
+    def output_shape(self):
+        return {f"p{i}": ShapeSpec(channels=1, stride=2**i) for i in range(3, 8)}
+
+    @property
+    def size_divisibility(self):
+        return 32
+
+
+def golden_instances(case):
+    """The ground truth of a golden case, per image."""
+    result = []
+    for i, (height, width) in enumerate(case["image_shapes"].tolist()):
+        instances = Instances((height, width))
+        instances.gt_boxes = Boxes(torch.from_numpy(case[f"gt_boxes_image{i}"]))
+        instances.gt_classes = torch.from_numpy(case[f"gt_labels_image{i}"])
+        result.append(instances)
+    return result
+
+
+def golden_predictions(case):
+    """Logits and encoded boxes of a golden case, per level, as leaves."""
+    return [
+        [torch.from_numpy(case[f"{key}{i}"]).requires_grad_() for i in range(5)]
+        for key in ("cls_score_level", "bbox_pred_level")
+    ]
+
+
+def golden_gradient_errors(case, predictions):
+    """Relative error in norm of the gradients of all logits and of all encoded boxes."""
+    errors = []
+    for key, leaves in zip(("grad_cls_score_level", "grad_bbox_pred_level"), predictions):
+        actual = torch.cat([x.grad.flatten() for x in leaves]).double()
+        expected = torch.cat([torch.from_numpy(case[f"{key}{i}"]).flatten() for i in range(5)])
+        errors.append(((actual - expected).norm() / expected.double().norm()).item())
+    return errors
