@@ -22,6 +22,9 @@ def add_alrp_config(cfg: CN) -> None:
     cfg.MODEL.ALRP.MATCHER = "ATSS"
     # Least IoU at which a ground truth claims the anchors it overlaps best; "max_iou" only.
     cfg.MODEL.ALRP.MIN_POS_IOU = 0.0
+    # Rank the mini-batches of all processes as one, as if one process held the whole batch; as
+    # published, each process ranks its own.
+    cfg.MODEL.ALRP.GLOBAL_RANKING = False
     # Keep batch norm of the backbone in eval mode while its scale and shift are trained.
     cfg.MODEL.ALRP.NORM_EVAL = False
 

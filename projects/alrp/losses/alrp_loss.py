@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from .ranking import ErrorDriven, Ranking, checked_logits, rank_positives, result_dtype
@@ -31,6 +32,7 @@ def alrp_loss(
     *,
     delta: float = 1.0,
     eps: float = 1e-5,
+    group: Optional[dist.ProcessGroup] = None,
 ) -> ALRPLossOutput:
     """Average LRP loss over all positives of a mini-batch (Oksuz et al., arXiv:2009.13592, Eq. 9).
 
@@ -55,6 +57,10 @@ def alrp_loss(
             like ``1e-16 * max(abs(logits)) / delta``.
         eps: a positive with no more than ``eps`` false positives above it sends no gradient to the
             logits: there is nothing to swap it with.
+        group: rank the batches of all processes of this group as one; they must all call, with or
+            without positives. Only O(P) numbers are exchanged. Every process gets the value of the
+            whole batch, and gradients that ``DistributedDataParallel`` averages to those of the
+            whole batch in one process. None: this process alone, as published.
 
     Returns:
         ALRPLossOutput: float32 for half precision inputs, else the dtype of the inputs. Without
@@ -62,7 +68,8 @@ def alrp_loss(
 
     Raises:
         ValueError: on a wrong shape, dtype or length, or ``delta <= 0``.
-        FloatingPointError: if a valid logit or a localisation error is NaN or Inf.
+        FloatingPointError: if a valid logit or a localisation error is NaN or Inf, here or on
+            another process of the group.
 
     Example:
         >>> logits = torch.tensor([2.0, 0.5, -1.0, 1.2], requires_grad=True)
@@ -75,25 +82,35 @@ def alrp_loss(
             f"{tuple(loc_errors.shape)}; pass one localisation error per positive."
         )
     logits = checked_logits(logits, targets, delta)
-    ranking = rank_positives(logits, targets, delta, loc_errors)
+    ranking = rank_positives(logits, targets, delta, loc_errors, group)
     if ranking is None:
         # Empty sums are exactly 0 even beside an ignored Inf, and keep both inputs in the graph.
         cls = logits[:0].sum()
         loc = loc_errors.sum().to(result_dtype(loc_errors))
         return ALRPLossOutput(cls, loc, loc_errors.detach().to(loc.dtype))
 
+    pool = ranking.pool
+    pooled_errors = pool.gather(loc_errors)
     cls = (ranking.false_positives / ranking.rank).mean().to(logits.dtype)
     if logits.requires_grad and torch.is_grad_enabled():
-        errors = _ranking_errors(ranking, loc_errors.detach(), eps)
+        errors = _ranking_errors(ranking, pooled_errors, eps)
         cls = ErrorDriven.apply(logits, targets, cls, ranking, errors)
-    loc = (_loc_weights(ranking) * loc_errors).sum().to(result_dtype(loc_errors))
-    return ALRPLossOutput(cls, loc, ranking.rank.to(logits.dtype))
+    loc = _loc_part(ranking, loc_errors, pooled_errors).to(result_dtype(loc_errors))
+    return ALRPLossOutput(cls, loc, ranking.rank[pool.own].to(logits.dtype))
 
 
 def _ranking_errors(ranking: Ranking, loc_errors: Tensor, eps: float) -> Tensor:
     """(P,) e_i, the aLRP error of a positive beyond its own localisation error (Eq. 10)."""
     total = ranking.false_positives + ranking.sum_above(loc_errors)
     return torch.where(ranking.false_positives > eps, total / ranking.rank, 0.0)
+
+
+def _loc_part(ranking: Ranking, loc_errors: Tensor, pooled_errors: Tensor) -> Tensor:
+    """The localisation part, in the graph of this process's localisation errors."""
+    pool, weights = ranking.pool, _loc_weights(ranking)
+    own = (weights[pool.own] * loc_errors).sum() * pool.num_processes
+    # The value of all processes; the difference is 0 if there is but one.
+    return own + ((weights * pooled_errors).sum() - own.detach())
 
 
 def _loc_weights(ranking: Ranking) -> Tensor:

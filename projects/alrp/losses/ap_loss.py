@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Optional
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from .ranking import ErrorDriven, checked_logits, rank_positives
 
 
-def ap_loss(logits: Tensor, targets: Tensor, *, delta: float = 1.0) -> Tensor:
+def ap_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    delta: float = 1.0,
+    group: Optional[dist.ProcessGroup] = None,
+) -> Tensor:
     """AP loss, one minus the mean interpolated precision (Chen et al., arXiv:1904.06373, Alg. 1).
 
     The precision of a positive is replaced by the best precision at its rank or below, as COCO's AP
@@ -18,6 +26,7 @@ def ap_loss(logits: Tensor, targets: Tensor, *, delta: float = 1.0) -> Tensor:
         logits: (S,) raw scores, any float dtype.
         targets: (S,) integers; 1 positive, 0 negative, anything else (-1) ignored.
         delta: half width of the linear part of the step, in logit units; > 0.
+        group: processes whose batches are ranked as one, see :func:`alrp.losses.alrp_loss`.
 
     Returns:
         Tensor: scalar in [0, 1); float32 for half precision logits, else their dtype. Without
@@ -32,7 +41,7 @@ def ap_loss(logits: Tensor, targets: Tensor, *, delta: float = 1.0) -> Tensor:
         >>> ap_loss(logits, torch.tensor([1, 1, 0])).backward()
     """
     logits = checked_logits(logits, targets, delta)
-    ranking = rank_positives(logits, targets, delta)
+    ranking = rank_positives(logits, targets, delta, group=group)
     if ranking is None:
         return logits[:0].sum()
 

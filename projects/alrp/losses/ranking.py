@@ -1,6 +1,7 @@
 """The smoothed ranking shared by all ranking losses: exact sums over pairs without forming pairs.
 
-Shape shorthand: S entries, P positives among them.
+Shape shorthand: S entries of this process, P positives, of all processes that are ranked together;
+P_own of them are among the S.
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional, Union
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .negatives import GridNegatives, SearchedNegatives
-from .step_matrix import StepMatrix, nonzero_indices
+from .pool import Pool
+from .step_matrix import StepMatrix, accumulation_dtype, nonzero_indices
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Ranking:
     It does not hold on to the logits: autograd keeps them, for as long as it needs them.
 
     Attributes:
-        positives: (P,) int64, indices of the positives, ascending.
+        positives: (P_own,) int64, indices of the positives among the S, ascending.
+        pool: where they stand among the P.
         false_positives: (P,) float64, smoothed number of negatives ranked above each positive.
         rank: (P,) float64, smoothed rank of each positive, >= 1.
         matrix: the smoothed step with the positives as queries.
@@ -30,6 +34,7 @@ class Ranking:
     """
 
     positives: Tensor
+    pool: Pool
     false_positives: Tensor
     rank: Tensor
     matrix: StepMatrix
@@ -52,46 +57,60 @@ class Ranking:
             scale: scalar, the gradient of what is differentiated with respect to the loss.
 
         Returns:
-            Tensor: (S,) in the dtype of ``logits``; sums to zero.
+            Tensor: (S,) in the dtype of ``logits``; sums to zero over all processes.
         """
-        scaled = errors * (scale.to(errors.dtype) / errors.numel())
+        scale = scale.to(errors.dtype) * self.pool.num_processes
+        scaled = errors * (scale / errors.numel())
         shares = torch.where(errors > 0, scaled / self.false_positives, 0.0)
         gradient = self.negatives.rmatvec(shares, logits, targets)
-        return gradient.index_copy_(0, self.positives, -scaled.to(gradient.dtype))
+        return gradient.index_copy_(0, self.positives, -scaled[self.pool.own].to(gradient.dtype))
 
 
 @torch.no_grad()
 def rank_positives(
-    logits: Tensor, targets: Tensor, delta: float, loc_errors: Optional[Tensor] = None
+    logits: Tensor,
+    targets: Tensor,
+    delta: float,
+    loc_errors: Optional[Tensor] = None,
+    group: Optional[dist.ProcessGroup] = None,
 ) -> Optional[Ranking]:
     """Rank the positives of a mini-batch, and check the values of its inputs on the way.
 
-    The device is read once: for the number of positives together with the checks on values.
+    The device is read once, for the number of positives together with the checks on values; with a
+    group once more, for the numbers of positives of its processes.
 
     Args:
         logits: (S,) of :func:`checked_logits`.
         targets: (S,) 1 positive, 0 negative, anything else ignored.
         delta: half width of the step.
-        loc_errors: (P,) checked to match the positives, if given.
+        loc_errors: (P_own,) checked to match the positives, if given.
+        group: processes whose mini-batches are ranked together; None for this one's alone.
 
     Returns:
-        Ranking: or None if there is no positive.
+        Ranking: or None if no process has a positive.
 
     Raises:
         ValueError: if there is not one localisation error per positive.
         FloatingPointError: if a logit that is not ignored, or a localisation error, is not finite.
     """
-    positives = _checked_positives(logits, targets, loc_errors)
-    if positives.numel() == 0:
+    try:
+        positives = _checked_positives(logits, targets, loc_errors)
+    except (ValueError, FloatingPointError):
+        Pool.stop(logits.device, group)
+        raise
+    pool = Pool(positives.numel(), logits.device, group)
+    if len(pool) == 0:
         return None
-    matrix = StepMatrix(logits.index_select(0, positives), delta)
+    pos_logits = logits.index_select(0, positives).to(accumulation_dtype(logits.device))
+    matrix = StepMatrix(pool.gather(pos_logits), delta)
     on_cpu = logits.device.type == "cpu"
     negatives = (GridNegatives if on_cpu else SearchedNegatives)(matrix, logits, targets)
     # H(0) = 1/2 of each positive against itself is not part of its rank.
     num_above = matrix.among_queries() - 0.5
-    false_positives = negatives.matvec()
+    false_positives = pool.sum(negatives.matvec())
     return Ranking(
         positives,
+        pool,
         false_positives,
         (1.0 + num_above + false_positives).clamp(min=1.0),  # it is, but for rounding
         matrix,

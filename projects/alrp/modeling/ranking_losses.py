@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Optional
 import torch
+import torch.distributed as dist
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,15 +28,24 @@ class RankingLosses(nn.Module):
         num_classes: K foreground classes; 1 for a region proposal head.
         delta: half width of the smoothed step, in logit units.
         prefix: of the names of logged scalars.
+        global_ranking: rank the mini-batches of all processes as one, instead of each its own.
     """
 
     compares_boxes: bool
 
-    def __init__(self, *, num_classes: int, delta: float = 1.0, prefix: str = "alrp") -> None:
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        delta: float = 1.0,
+        prefix: str = "alrp",
+        global_ranking: bool = False,
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.delta = delta
         self.prefix = prefix
+        self.global_ranking = global_ranking
 
     def forward(
         self,
@@ -63,6 +73,11 @@ class RankingLosses(nn.Module):
             dict[str, Tensor]: scalars "loss_cls" and "loss_box_reg".
         """
         raise NotImplementedError
+
+    def _group(self) -> Optional[dist.ProcessGroup]:
+        """The processes to rank together; None for this one alone."""
+        together = self.global_ranking and dist.is_available() and dist.is_initialized()
+        return dist.group.WORLD if together else None
 
     def _targets(self, gt_classes: Tensor) -> Tensor:
         """(Q * K,) int8: 1 at the class of a positive row, -1 all over an ignored row, else 0.
@@ -93,7 +108,6 @@ class ALRPLosses(RankingLosses):
     Args:
         tau: IoU of a true positive in the localisation error.
         self_balance: weight of the localisation part; None for 1.
-        loss_weight: factor on both losses.
         kwargs: of :class:`RankingLosses`.
     """
 
@@ -104,18 +118,18 @@ class ALRPLosses(RankingLosses):
         *,
         tau: float = 0.5,
         self_balance: Optional[SelfBalance] = None,
-        loss_weight: float = 1.0,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
         self.tau = tau
         self.self_balance = self_balance
-        self.loss_weight = loss_weight
 
     def forward(self, pred_logits, gt_classes, predicted, expected, *, num_images=1):
         loc_errors = localization_error(predicted, expected, tau=self.tau)
         targets = self._targets(gt_classes)
-        output = alrp_loss(pred_logits.flatten(), targets, loc_errors, delta=self.delta)
+        output = alrp_loss(
+            pred_logits.flatten(), targets, loc_errors, delta=self.delta, group=self._group()
+        )
         weight = 1.0 if self.self_balance is None else self.self_balance(output)
         self._log(
             len(loc_errors),
@@ -125,8 +139,8 @@ class ALRPLosses(RankingLosses):
             self_balance_weight=weight,
         )
         return {
-            "loss_cls": self.loss_weight * output.cls,
-            "loss_box_reg": self.loss_weight * weight * output.loc,
+            "loss_cls": output.cls,
+            "loss_box_reg": weight * output.loc,
         }
 
 
@@ -145,7 +159,9 @@ class APLosses(RankingLosses):
         self.smooth_l1_beta = smooth_l1_beta
 
     def forward(self, pred_logits, gt_classes, predicted, expected, *, num_images=1):
-        loss_cls = ap_loss(pred_logits.flatten(), self._targets(gt_classes), delta=self.delta)
+        loss_cls = ap_loss(
+            pred_logits.flatten(), self._targets(gt_classes), delta=self.delta, group=self._group()
+        )
         self._log(len(expected), precision=1 - loss_cls)
         total = _smooth_l1_sum(predicted, expected, self.smooth_l1_beta)
         return {"loss_cls": loss_cls, "loss_box_reg": total / max(predicted.numel(), 1)}
@@ -208,7 +224,12 @@ def build_ranking_losses(
             builds the losses of "focal" itself.
     """
     alrp = cfg.MODEL.ALRP
-    options = {"num_classes": num_classes, "delta": alrp.DELTA, **options}
+    options = {
+        "num_classes": num_classes,
+        "delta": alrp.DELTA,
+        "global_ranking": alrp.GLOBAL_RANKING,
+        **options,
+    }
     if alrp.LOSS_TYPE == "ap":
         return APLosses(**{"smooth_l1_beta": alrp.SMOOTH_L1_BETA, **options})
     if alrp.LOSS_TYPE != "alrp":
