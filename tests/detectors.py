@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 import torch
+from torch.testing import assert_close
 
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
@@ -13,8 +14,19 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from alrp.config import add_alrp_config
+from alrp.engine.trainer import distribute
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+USUAL = [[5, 5, 40, 50], [30, 10, 90, 60]]
+# Ground truth of two images of 96 x 64 pixels, one per process where there are two.
+EDGE_BATCHES = {
+    "one_image_empty": (USUAL, []),
+    "no_ground_truth": ([], []),
+    "other_image_empty": ([], USUAL),
+    # The first is around the centre of a cell of 8 pixels, so that FoveaBox does not lose it.
+    "smaller_than_a_cell_and_larger_than_the_image": ([[18, 18, 21, 21]], [[-40, -30, 150, 120]]),
+}
 
 
 def small_config(base, head, num_classes, **overrides):
@@ -57,6 +69,58 @@ def train_step(model, batch, start_iter=0):
         losses = model(copy.deepcopy(batch))
         sum(losses.values()).backward()
     return losses, storage
+
+
+def edge_batch(name, num_classes, make_image=image):
+    """The images of an entry of EDGE_BATCHES, with the first and the last class."""
+    classes = [0, num_classes - 1]
+    return [make_image(64, 96, boxes, classes[: len(boxes)]) for boxes in EDGE_BATCHES[name]]
+
+
+def assert_all_gradients_finite(model):
+    """Every parameter that trains was reached, and by no inf or NaN."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+
+
+def train_on_edge_batches(model, rank, num_classes, make_image=image):
+    """In one process of a group: a step with this rank's image of each of the edge batches.
+
+    Returns:
+        Losses and gradients of the first step, and the state after all steps.
+    """
+    model = distribute(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    first = ()
+    for name in EDGE_BATCHES:
+        optimizer.zero_grad()
+        # It also refuses parameters that the step before did not reach.
+        losses, _ = train_step(model, [edge_batch(name, num_classes, make_image)[rank]])
+        assert all(loss.isfinite() for loss in losses.values()), (name, losses)
+        assert_all_gradients_finite(model)
+        first = first or (
+            {key: loss.item() for key, loss in losses.items()},
+            {n: p.grad.clone() for n, p in model.module.named_parameters() if p.requires_grad},
+        )
+        optimizer.step()
+    return *first, model.module.state_dict()
+
+
+def assert_trained_alike(ranks, initial):
+    """Every process ends with one and the same model, in which all that trains has moved.
+
+    Args:
+        ranks: per process, what ``train_on_edge_batches`` returned.
+        initial: the model before the first step.
+    """
+    (_, gradients, state), *others = ranks
+    for _, _, other in others:
+        assert_close(other, state, rtol=0, atol=0)
+    before = initial.state_dict()
+    unmoved = [name for name in gradients if torch.equal(state[name], before[name])]
+    assert gradients and not unmoved
 
 
 class NoBackbone(Backbone):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 import torch
-from detectors import image, train_step
+from detectors import USUAL, image, train_on_edge_batches
 from gloo_worker import gloo_group
 
 from detectron2.config import get_cfg
@@ -12,7 +12,6 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks
 
 from alrp.config import add_alrp_config
-from alrp.engine.trainer import distribute
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 NAMES = {
@@ -40,6 +39,9 @@ def small_rcnn(name, num_classes=3, **overrides):
         "MODEL.ROI_MASK_HEAD.CONV_DIM": 8,
         "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
         "MODEL.ROI_HEADS.NUM_CLASSES": num_classes,
+        # Unlike as published with aLRP: of the proposals of an untrained RPN none need reach an IoU
+        # of 0.5, and the box head would have no positive; a ground truth among them is always one.
+        "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": True,
         "MODEL.ALRP.SELF_BALANCE.PERIOD": 2,
         **overrides,
     }
@@ -58,20 +60,21 @@ def masked_image(height, width, boxes=(), classes=()):
     return result
 
 
-FULL = masked_image(64, 96, [[5, 5, 40, 50], [30, 10, 90, 60]], [0, 2])
+FULL = masked_image(64, 96, USUAL, [0, 2])
 EMPTY = masked_image(64, 96)
 
 
-def train_with_an_empty_rank(rank: int, world_size: int, folder: str) -> None:
-    """Step with ground truth on one rank, on none, and on the other; write what came out."""
-    states = {}
+# Name and number of classes of the models that two processes train.
+IN_TWO_PROCESSES = [*((name, 3) for name in NAMES), ("alrp", 1)]
+
+
+def train_beside_another_rank(rank: int, world_size: int, folder: str) -> None:
+    """Train each model on this rank's half of the edge batches; write what came out."""
     with gloo_group(rank, world_size, folder):
-        for name in NAMES:
-            model = distribute(small_rcnn(name))
-            optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-            for batch in ((FULL, EMPTY), (EMPTY, EMPTY), (EMPTY, FULL)):
-                optimizer.zero_grad()
-                train_step(model, [batch[rank]])  # refuses parameters the last step did not reach
-                optimizer.step()
-            states[name] = model.module.state_dict()
-    torch.save(states, Path(folder) / f"rank{rank}.pth")
+        results = {
+            (name, num_classes): train_on_edge_batches(
+                small_rcnn(name, num_classes), rank, num_classes, masked_image
+            )
+            for name, num_classes in IN_TWO_PROCESSES
+        }
+    torch.save(results, Path(folder) / f"rank{rank}.pth")

@@ -4,21 +4,20 @@
     python tools/convert_checkpoint.py PUBLISHED.pth OUT.pth [--config-file CONFIG]
     python tools/convert_checkpoint.py TRAINED_HERE.pth OUT.pth --reverse
 
-ResNets and ResNeXts of torchvision or open-mmlab become backbones to start a training from.
+It reports how many tensors found their place, and names those that did not; with --verbose it names
+all of them. ResNets and ResNeXts of torchvision or open-mmlab become
+backbones to start a training from.
 """
 
 import argparse
-import importlib.util
 import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-if importlib.util.find_spec("alrp") is None:  # run from a checkout that is not installed
-    sys.path.insert(0, str(ROOT / "projects"))
+from alrp.engine.conversion import convert_file
+from alrp.errors import UserError
 
-from alrp.engine.conversion import convert_file  # noqa: E402
-from alrp.errors import UserError  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def parse_args(argv=None):

@@ -18,9 +18,11 @@ def add_alrp_config(cfg: CN) -> None:
     # Transition from squared to absolute error in deltas; LOSS_TYPE "ap" and "focal" only. FoveaBox
     # is published with 0.11.
     cfg.MODEL.ALRP.SMOOTH_L1_BETA = 1.0
-    # "ATSS", or "max_iou" with MODEL.RETINANET.IOU_THRESHOLDS = [negative below, positive from].
+    # "ATSS", or "max_iou" with MODEL.RETINANET.IOU_THRESHOLDS = [negative below, positive from];
+    # ALRPRetinaNet only: the RPN has the latter, with MODEL.RPN.IOU_THRESHOLDS.
     cfg.MODEL.ALRP.MATCHER = "ATSS"
-    # Least IoU at which a ground truth claims the anchors it overlaps best; "max_iou" only.
+    # Least IoU at which a ground truth claims the anchors it overlaps best; "max_iou" of
+    # ALRPRetinaNet only.
     cfg.MODEL.ALRP.MIN_POS_IOU = 0.0
     # Rank the mini-batches of all processes as one, as if one process held the whole batch; as
     # published, each process ranks its own.

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from detectors import image, train_step
-from rcnn_models import EMPTY, FULL, NAMES, small_rcnn, train_with_an_empty_rank
+from detectors import assert_all_gradients_finite, assert_trained_alike, image, train_step
+from rcnn_models import (
+    EMPTY,
+    FULL,
+    IN_TWO_PROCESSES,
+    NAMES,
+    small_rcnn,
+    train_beside_another_rank,
+)
 from torch import nn
 from torch.multiprocessing import spawn
 from torch.testing import assert_close
 
 LOSSES = {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"}
-
-
-def assert_all_gradients_finite(model):
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
 
 
 @pytest.mark.parametrize("num_classes", [1, 3])
@@ -32,14 +32,14 @@ def test_every_parameter_gets_a_finite_gradient(name, num_classes):
     assert model.proposal_generator.rpn_head.objectness_logits.weight.grad.any()
     assert model.proposal_generator.rpn_head.anchor_deltas.weight.grad.any()
     events = storage.latest()
+    assert events["roi_head/num_fg_samples"][0] > 0
     if name in ("alrp", "mask"):
         assert events["alrp_rpn/self_balance_weight"][0] == 50.0
         assert events["rpn/num_pos_anchors"][0] > 0
 
 
 def test_the_box_head_learns_from_proposals_that_overlap_an_object():
-    """Untrained, no proposal need reach an IoU of 0.5; a ground truth among them always does."""
-    model = small_rcnn("mask", **{"MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": True})
+    model = small_rcnn("mask")
     losses, storage = train_step(model, [FULL, EMPTY], start_iter=19)
     assert all(loss > 0 for loss in losses.values())
     predictor = model.roi_heads.box_predictor
@@ -75,7 +75,8 @@ WITHOUT_WIDTH = {"without width": [10, 20, 10, 40]}
 )
 def test_extreme_ground_truth_trains_through(name, box):
     model = small_rcnn(name)
-    losses, _ = train_step(model, [image(64, 96, [box, [5, 5, 40, 50]], [1, 0])])
+    losses, storage = train_step(model, [image(64, 96, [box, [5, 5, 40, 50]], [1, 0])], 19)
+    assert storage.latest()["roi_head/num_fg_samples"][0] > 0
     assert all(loss.isfinite() for loss in losses.values())
     assert_all_gradients_finite(model)
 
@@ -98,11 +99,10 @@ def test_inference_gives_clipped_boxes_of_the_original_size(name):
 
 
 def test_both_self_balance_states_travel_in_the_state_dict():
-    overrides = {"MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": True}
-    model = small_rcnn("alrp", **overrides)
+    model = small_rcnn("alrp")
     for _ in range(3):
         train_step(model, [FULL])
-    other = small_rcnn("alrp", **overrides)
+    other = small_rcnn("alrp")
     other.load_state_dict(model.state_dict())
     for part in ("proposal_generator", "roi_heads.box_predictor"):
         ours, theirs = (
@@ -121,23 +121,34 @@ def test_both_self_balance_states_travel_in_the_state_dict():
 
 
 def test_losses_under_autocast_are_float32_and_close():
-    overrides = {"MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": True}
-    exact, _ = train_step(small_rcnn("alrp", **overrides), [FULL])
+    exact, _ = train_step(small_rcnn("alrp"), [FULL])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses, _ = train_step(small_rcnn("alrp", **overrides), [FULL])
+        losses, _ = train_step(small_rcnn("alrp"), [FULL])
     assert all(loss.dtype == torch.float32 for loss in losses.values())
     for name in ("loss_rpn_cls", "loss_rpn_loc"):  # the box head sees other proposals
         assert_close(losses[name], exact[name], rtol=0.1, atol=0.0)
 
 
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """Per rank, per model: what training on the edge batches gave."""
+    folder = tmp_path_factory.mktemp("gloo")
+    spawn(train_beside_another_rank, args=(2, str(folder)), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pth") for rank in range(2)]
+
+
 @pytest.mark.slow
-def test_two_processes_train_with_an_empty_rank(tmp_path):
-    spawn(train_with_an_empty_rank, args=(2, str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"rank{i}.pth") for i in range(2))
-    for name in NAMES:
-        assert_close(first[name], second[name], rtol=0, atol=0)
-    counts = [first["alrp"][key] for key in first["alrp"] if key.endswith("self_balance.count")]
-    assert len(counts) == 2
-    # Two steps with positives on one of the ranks: the period of 2 is over.
-    assert first["alrp"]["proposal_generator.ranking_losses.self_balance.count"] == 0
-    assert first["alrp"]["proposal_generator.ranking_losses.self_balance.weight"] != 50.0
+@pytest.mark.parametrize("name, num_classes", IN_TWO_PROCESSES)
+def test_two_processes_train_through_edge_batches(two_processes, name, num_classes):
+    ranks = [results[name, num_classes] for results in two_processes]
+    assert_trained_alike(ranks, small_rcnn(name, num_classes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["proposal_generator", "roi_heads.box_predictor"])
+def test_two_processes_count_a_step_in_which_either_has_positives(two_processes, part):
+    _, _, state = two_processes[0]["alrp", 3]
+    prefix = f"{part}.ranking_losses.self_balance"
+    # Two of the first three steps end the period of 2; the fourth begins the next.
+    assert state[f"{prefix}.count"] == 1
+    assert state[f"{prefix}.weight"] != 50.0

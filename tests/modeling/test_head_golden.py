@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 from alrp.config import add_alrp_config
 from alrp.errors import UserError
 from alrp.losses import SelfBalance, localization_error
-from alrp.modeling.box_regression import decode_positives
+from alrp.modeling.box_regression import BoxDeltaTransform, decode_in_anchor_frame
 from alrp.modeling.ranking_losses import ALRPLosses, APLosses, build_ranking_losses
 
 ALRP = [
@@ -31,6 +31,7 @@ AP = ["ap_retina_random"]
 LEVELS, IMAGES = range(5), range(2)
 STDS = torch.tensor([0.1, 0.1, 0.2, 0.2])
 CLAMP = math.log(1000 / 16)
+TRANSFORM = BoxDeltaTransform((10.0, 10.0, 5.0, 5.0))
 
 
 class Head:
@@ -88,8 +89,8 @@ class Head:
 
 def run_alrp(head, self_balance):
     bridge = ALRPLosses(num_classes=head.num_classes, self_balance=self_balance)
-    pred, target = decode_positives(
-        head.positive_deltas(), head.positive_anchors(), head.positive_gt_boxes()
+    pred, target = decode_in_anchor_frame(
+        TRANSFORM, head.positive_deltas(), head.positive_anchors(), head.positive_gt_boxes()
     )
     with EventStorage():
         losses = bridge.to(head.device)(
@@ -122,8 +123,8 @@ def test_positives_decode_into_the_published_anchor_frame(golden, name, device):
     head = Head(golden(name), device)
     place = head.positive.nonzero().flatten()
     assert_close(place, head.tensor("pos_flat_index"), rtol=0, atol=0)
-    pred, target = decode_positives(
-        head.positive_deltas(), head.positive_anchors(), head.positive_gt_boxes()
+    pred, target = decode_in_anchor_frame(
+        TRANSFORM, head.positive_deltas(), head.positive_anchors(), head.positive_gt_boxes()
     )
     assert_close(pred.detach(), head.tensor("pos_pred_boxes"), rtol=1e-6, atol=2e-6)
     assert_close(target, head.tensor("pos_target_boxes"), rtol=1e-6, atol=2e-6)
@@ -160,7 +161,7 @@ def test_stored_assignment_and_anchors_give_the_stored_targets(golden, name):
 def test_frame_of_decoded_boxes_is_the_unit_anchor():
     anchors = torch.tensor([[10.0, 20, 30, 60], [0, 0, 8, 8]])
     gt_boxes = torch.tensor([[10.0, 20, 30, 60], [4, 0, 20, 8]])
-    pred, target = decode_positives(torch.zeros(2, 4), anchors, gt_boxes)
+    pred, target = decode_in_anchor_frame(TRANSFORM, torch.zeros(2, 4), anchors, gt_boxes)
     assert_close(pred, torch.tensor([[-0.5, -0.5, 0.5, 0.5]]).expand(2, 4))
     assert_close(target, torch.tensor([[-0.5, -0.5, 0.5, 0.5], [0, -0.5, 2, 0.5]]))
 
@@ -168,7 +169,9 @@ def test_frame_of_decoded_boxes_is_the_unit_anchor():
 def test_weights_divide_the_deltas():
     deltas = torch.tensor([[1.0, 2.0, math.log(2.0), 0.0]])
     anchors = torch.tensor([[0.0, 0, 10, 10]])
-    pred, _ = decode_positives(deltas, anchors, anchors, weights=(2.0, 4.0, 1.0, 1.0))
+    pred, _ = decode_in_anchor_frame(
+        BoxDeltaTransform((2.0, 4.0, 1.0, 1.0)), deltas, anchors, anchors
+    )
     assert_close(pred, torch.tensor([[0.5 - 1, 0.5 - 0.5, 0.5 + 1, 0.5 + 0.5]]))
 
 
@@ -176,7 +179,7 @@ def test_weights_divide_the_deltas():
 def test_sides_are_clamped_on_both_ends_without_gradient(sign):
     deltas = torch.tensor([[0.0, 0.0, sign * 100.0, 0.0]], requires_grad=True)
     anchors = torch.tensor([[0.0, 0, 10, 10]])
-    pred, _ = decode_positives(deltas, anchors, anchors)
+    pred, _ = decode_in_anchor_frame(TRANSFORM, deltas, anchors, anchors)
     assert_close((pred[0, 2] - pred[0, 0]).detach(), torch.tensor(math.exp(sign * CLAMP)))
     pred[0, 2].backward()
     assert deltas.grad[0, 2] == 0 and deltas.grad[0, 0] != 0
@@ -185,7 +188,7 @@ def test_sides_are_clamped_on_both_ends_without_gradient(sign):
 def test_targets_are_clamped_like_predictions():
     anchors = torch.tensor([[0.0, 0, 1, 1], [0, 0, 1000, 1000]])
     gt_boxes = torch.tensor([[0.0, 0, 100, 1], [500, 500, 501, 501]])  # 100 and 1/1000 anchors wide
-    _, target = decode_positives(torch.zeros(2, 4), anchors, gt_boxes)
+    _, target = decode_in_anchor_frame(TRANSFORM, torch.zeros(2, 4), anchors, gt_boxes)
     widths = target[:, 2] - target[:, 0]
     assert_close(widths, torch.tensor([1000 / 16, 16 / 1000]), rtol=1e-5, atol=0)
 
@@ -200,13 +203,13 @@ def test_decoding_equals_detectron2_in_pixels(generator):
     sides = (anchors[:, 2:] - anchors[:, :2]).repeat(1, 2)
     for result in (0, 1):  # as predictions, and as targets
         boxes = [deltas, anchors, anchors if result == 0 else pixels]
-        decoded = decode_positives(*boxes)[result]
+        decoded = decode_in_anchor_frame(TRANSFORM, *boxes)[result]
         assert_close(decoded, (pixels - centres) / sides, rtol=1e-5, atol=1e-5)
 
 
 def test_no_positives_decode_to_nothing():
     deltas = torch.zeros(0, 4, requires_grad=True)
-    pred, target = decode_positives(deltas, torch.zeros(0, 4), torch.zeros(0, 4))
+    pred, target = decode_in_anchor_frame(TRANSFORM, deltas, torch.zeros(0, 4), torch.zeros(0, 4))
     assert pred.shape == target.shape == (0, 4)
     pred.sum().backward()
     assert deltas.grad is not None

@@ -91,7 +91,7 @@ def test_max_iou_gives_the_published_assignment_of_a_head(golden, name, image, d
         case["valid_anchor"][image] == 1, np.cumsum(case["num_anchors_per_level"])[:-1]
     )
     anchors = [level[inside] for level, inside in zip(split_levels(case), valid)]
-    matcher = MaxIoUMatcher(0.5, 0.4, min_pos_iou=0.0, allow_low_quality_matches=True)
+    matcher = MaxIoUMatcher(0.5, 0.4, min_pos_iou=0.0)
     actual = published_form(*run(matcher, case[f"gt_boxes_image{image}"], anchors, device))
     inside = np.concatenate(valid)
     strict = case["assignment_sensitive"][image][inside] == 0
@@ -157,20 +157,21 @@ def test_atss_equals_brute_force_in_a_crowd_on_large_levels(topk, rng):
     np.testing.assert_array_equal(actual[decided], lower[decided])
 
 
-@pytest.mark.parametrize("low_quality", [False, True])
-@pytest.mark.parametrize("thresholds", [(0.5, 0.4, 0.0), (0.5, 0.5, 0.0), (0.7, 0.3, 0.3)], ids=str)
+@pytest.mark.parametrize(
+    "thresholds", [(0.5, 0.4, 0.0), (0.5, 0.5, 0.0), (0.7, 0.3, 0.3), (0.5, 0.4, 2.0)], ids=str
+)
 @pytest.mark.parametrize("seed", range(6))
-def test_max_iou_equals_brute_force_with_exact_ties(seed, thresholds, low_quality):
+def test_max_iou_equals_brute_force_with_exact_ties(seed, thresholds):
     """Integer corners: IoUs are exactly rounded quotients, so float32 ties where float64 does."""
     pos, neg, min_pos_iou = thresholds
     rng = np.random.default_rng(seed)
     anchors = level_grids(concentric=True)
     gt_boxes = integer_boxes(rng, 2 + 2 * seed, 48, 40)
     gt_boxes[-1] = gt_boxes[0]
-    matcher = MaxIoUMatcher(pos, neg, min_pos_iou, low_quality)
+    matcher = MaxIoUMatcher(pos, neg, min_pos_iou)
     idxs, labels = run(matcher, gt_boxes, anchors)
     every = np.concatenate(anchors)
-    expected = max_iou_reference(gt_boxes, every, pos, neg, min_pos_iou, low_quality)
+    expected = max_iou_reference(gt_boxes, every, pos, neg, min_pos_iou)
     np.testing.assert_array_equal(labels, expected[1])
     np.testing.assert_array_equal(idxs[labels == 1], expected[0][labels == 1])
 
@@ -288,7 +289,7 @@ def column(width):
     "width, label", [(7, 0), (8, -1), (9, -1), (10, 1), (20, 1)], ids=lambda v: str(v)
 )
 def test_max_iou_thresholds_are_inclusive_upwards(width, label):
-    matcher = MaxIoUMatcher(0.5, 0.4, allow_low_quality_matches=False)
+    matcher = MaxIoUMatcher(0.5, 0.4, min_pos_iou=2.0)
     _, labels = run(matcher, [column(width)], [[[0, 0, 20, 20]]])
     np.testing.assert_array_equal(labels, [label])
 
@@ -299,7 +300,7 @@ def test_a_low_quality_match_overwrites_the_better_box():
     idxs, labels = run(MaxIoUMatcher(), [column(20), column(9)], anchors)
     np.testing.assert_array_equal(labels, [1, 0])
     assert idxs[0] == 1
-    idxs, _ = run(MaxIoUMatcher(allow_low_quality_matches=False), [column(20), column(9)], anchors)
+    idxs, _ = run(MaxIoUMatcher(min_pos_iou=2.0), [column(20), column(9)], anchors)
     assert idxs[0] == 0
 
 

@@ -10,7 +10,7 @@ from alrp.modeling import (
     ATSSMatcher,
     BoxDeltaTransform,
     LastLevelP6P7NoReLU,
-    RetinaNetFPN,
+    PublishedFPN,
 )
 
 constants = model_zoo.get_config("common/data/constants.py").constants
@@ -22,7 +22,7 @@ model.pixel_mean = constants.imagenet_rgb256_mean
 model.pixel_std = constants.imagenet_rgb256_std
 
 # Batch norm with stored statistics, whose scale and shift are trained.
-model.backbone._target_ = RetinaNetFPN
+model.backbone._target_ = PublishedFPN
 model.backbone.norm_eval = True
 model.backbone.top_block._target_ = LastLevelP6P7NoReLU
 model.backbone.bottom_up.stem.norm = "BN"

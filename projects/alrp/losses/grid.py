@@ -10,8 +10,8 @@ from .step_matrix import StepMatrix
 
 # Buckets per knot, so that few keys share a bucket with a knot, and their limits: the table of
 # buckets should stay in the second level cache, and cost less than what it saves.
-_BUCKETS_PER_KNOT = 40
-_MIN_BUCKETS, _MAX_BUCKETS = 1 << 14, 1 << 18
+_BUCKETS_PER_KNOT = 80
+_MIN_BUCKETS, _MAX_BUCKETS = 1 << 14, 1 << 19
 _KEYS_PER_BUCKET = 4
 # Groups at the least: enough that an addition seldom waits for the one before.
 _NUM_SPLITS = 1 << 12

@@ -3,11 +3,11 @@
 from .anchors import anchor_losses
 from .backbone import (
     LastLevelP6P7NoReLU,
-    RetinaNetFPN,
+    PublishedFPN,
     build_alrp_rcnn_resnet_fpn_backbone,
     build_alrp_resnet_fpn_backbone,
 )
-from .box_regression import BoxDeltaTransform, PointBoxTransform, decode_positives
+from .box_regression import BoxDeltaTransform, PointBoxTransform, decode_in_anchor_frame
 from .deform_conv import DeformableBottleneckBlock, DeformConv2d, make_deformable
 from .fovea_matcher import FoveaMatcher
 from .matcher import ATSSMatcher, MaxIoUMatcher, build_matcher
@@ -17,6 +17,7 @@ from .ranking_losses import (
     ALRPLosses,
     APLosses,
     FocalLosses,
+    HeadLosses,
     RankingLosses,
     build_ranking_losses,
 )
@@ -40,14 +41,15 @@ __all__ = [
     "MaxIoUMatcher",
     "PointBoxTransform",
     "PriorRPNHead",
+    "HeadLosses",
     "RankingLosses",
-    "RetinaNetFPN",
+    "PublishedFPN",
     "XavierConvFCHead",
     "anchor_losses",
     "build_alrp_rcnn_resnet_fpn_backbone",
     "build_alrp_resnet_fpn_backbone",
     "build_matcher",
     "build_ranking_losses",
-    "decode_positives",
+    "decode_in_anchor_frame",
     "make_deformable",
 ]

@@ -10,7 +10,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 from .box_regression import decode_in_anchor_frame
-from .ranking_losses import RankingLosses
+from .ranking_losses import HeadLosses
 
 
 @torch.no_grad()
@@ -97,7 +97,7 @@ def matched_targets(
 
 
 def anchor_losses(
-    ranking_losses: RankingLosses,
+    head_losses: HeadLosses,
     anchors: list[Boxes],
     pred_logits: list[Tensor],
     gt_classes: list[Tensor],
@@ -110,7 +110,7 @@ def anchor_losses(
     """Losses over all anchors of a mini-batch.
 
     Args:
-        ranking_losses: the bridge to the losses.
+        head_losses: the bridge to the losses.
         anchors: per level; R in all.
         pred_logits: per level (N, R_l, K).
         gt_classes: per image (R,) int64; 0..K-1, K background, -1 ignored.
@@ -124,8 +124,7 @@ def anchor_losses(
     """
     num_images = len(gt_classes)
     gt_classes = cat(gt_classes)  # (N * R,)
-    positive = (gt_classes >= 0) & (gt_classes < ranking_losses.num_classes)
-    rows = positive.nonzero().squeeze(1)  # (P,)
+    rows = head_losses.positive_rows(gt_classes)  # (P,)
     if has_event_storage():
         get_event_storage().put_scalar(event, len(rows) / num_images)
 
@@ -134,13 +133,13 @@ def anchor_losses(
     gt_boxes = cat(gt_boxes)[rows]
     anchors = Boxes.cat(anchors).tensor
     anchors = anchors[rows % len(anchors)]
-    if ranking_losses.compares_boxes:
+    if head_losses.compares_boxes:
         predicted, expected = decode_in_anchor_frame(
             box2box_transform, pred_deltas, anchors, gt_boxes
         )
     else:
         predicted, expected = pred_deltas, box2box_transform.get_deltas(anchors, gt_boxes)
-    return ranking_losses(pred_logits, gt_classes, predicted, expected, num_images=num_images)
+    return head_losses(pred_logits, gt_classes, predicted, expected, num_images=num_images)
 
 
 def _inside(anchors: list[Tensor], size: tuple[int, ...]) -> list[Tensor]:

@@ -21,7 +21,7 @@ class LastLevelP6P7NoReLU(LastLevelP6P7):
         return [p6, self.p7(p6)]
 
 
-class RetinaNetFPN(FPN):
+class PublishedFPN(FPN):
     """FPN with the published initialisation, and batch norm that may stay in eval mode.
 
     With ``norm_eval``, batch norm of the bottom-up network uses its stored statistics in training
@@ -39,7 +39,7 @@ class RetinaNetFPN(FPN):
             if isinstance(module, nn.Conv2d) and not name.startswith("bottom_up."):
                 nn.init.xavier_uniform_(module.weight)
 
-    def train(self, mode: bool = True) -> RetinaNetFPN:
+    def train(self, mode: bool = True) -> PublishedFPN:
         super().train(mode)
         if self.norm_eval:
             for module in self.bottom_up.modules():
@@ -49,7 +49,7 @@ class RetinaNetFPN(FPN):
 
 
 @BACKBONE_REGISTRY.register()
-def build_alrp_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> RetinaNetFPN:
+def build_alrp_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> PublishedFPN:
     """ResNet with an FPN on ``MODEL.FPN.IN_FEATURES``, and P6 and P7 if the head reads them.
 
     ``MODEL.RESNETS.NORM`` "BN" with ``MODEL.ALRP.NORM_EVAL`` reproduces the published recipe.
@@ -66,7 +66,7 @@ def build_alrp_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> RetinaNetFPN:
 
 
 @BACKBONE_REGISTRY.register()
-def build_alrp_rcnn_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> RetinaNetFPN:
+def build_alrp_rcnn_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> PublishedFPN:
     """As :func:`build_alrp_resnet_fpn_backbone`, with one level more by subsampling the last."""
     top_block = LastLevelMaxPool()
     top_block.in_feature = cfg.MODEL.FPN.IN_FEATURES[-1].replace("res", "p")
@@ -86,8 +86,8 @@ def _build_bottom_up(cfg, input_shape: ShapeSpec):
     )
 
 
-def _build_fpn(cfg, bottom_up, top_block) -> RetinaNetFPN:
-    return RetinaNetFPN(
+def _build_fpn(cfg, bottom_up, top_block) -> PublishedFPN:
+    return PublishedFPN(
         norm_eval=cfg.MODEL.ALRP.NORM_EVAL,
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,

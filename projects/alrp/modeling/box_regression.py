@@ -86,36 +86,24 @@ class PointBoxTransform:
         return torch.cat([point - distances[:, :2], point + distances[:, 2:]], dim=1)
 
 
-def decode_positives(
-    pred_deltas: Tensor,
-    anchors: Tensor,
-    gt_boxes: Tensor,
-    weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
+def decode_in_anchor_frame(
+    transform, pred_deltas: Tensor, anchors: Tensor, gt_boxes: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Predicted and target boxes of positive anchors in the frame of their anchor.
 
     In that frame the anchor has its centre at 0 and sides of 1. GIoU is the same there as in
-    pixels, and the limit on the sides acts on targets too, as published.
+    pixels, and the limits of a transform act on targets too, as published. In the frame of a
+    FoveaBox cell the boxes are (-e^l, -e^t, e^r, e^b), whatever its level.
 
     Args:
+        transform: with ``get_deltas`` and ``apply_deltas``, which must not depend on the place and
+            size of an anchor.
         pred_deltas: (P, 4) any float dtype.
         anchors: (P, 4) XYXY pixels, with positive sides.
         gt_boxes: (P, 4) XYXY pixels, the matched ground truth.
-        weights: of :class:`BoxDeltaTransform`.
 
     Returns:
         tuple[Tensor, Tensor]: both (P, 4) XYXY, at least float32.
-    """
-    return decode_in_anchor_frame(BoxDeltaTransform(weights), pred_deltas, anchors, gt_boxes)
-
-
-def decode_in_anchor_frame(
-    transform, pred_deltas: Tensor, anchors: Tensor, gt_boxes: Tensor
-) -> tuple[Tensor, Tensor]:
-    """As :func:`decode_positives` for any transform with ``get_deltas`` and ``apply_deltas``.
-
-    It must not depend on the place and size of an anchor. In the frame of a FoveaBox cell the boxes
-    are (-e^l, -e^t, e^r, e^b), whatever its level.
     """
     pred_deltas = pred_deltas.to(torch.promote_types(pred_deltas.dtype, torch.float32))
     target_deltas = transform.get_deltas(anchors, gt_boxes)

@@ -90,7 +90,6 @@ class MaxIoUMatcher:
         pos_threshold: positive from this IoU on.
         neg_threshold: negative below this IoU, ignored between the two.
         min_pos_iou: least IoU at which a ground truth claims the anchors it overlaps best.
-        allow_low_quality_matches: whether it claims them at all.
     """
 
     def __init__(
@@ -98,7 +97,6 @@ class MaxIoUMatcher:
         pos_threshold: float = 0.5,
         neg_threshold: float = 0.4,
         min_pos_iou: float = 0.0,
-        allow_low_quality_matches: bool = True,
     ) -> None:
         if not 0 <= neg_threshold <= pos_threshold <= 1:
             raise ValueError(
@@ -108,7 +106,6 @@ class MaxIoUMatcher:
         self.pos_threshold = pos_threshold
         self.neg_threshold = neg_threshold
         self.min_pos_iou = min_pos_iou
-        self.allow_low_quality_matches = allow_low_quality_matches
 
     @torch.no_grad()
     def __call__(self, gt_boxes: Tensor, anchors: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -125,8 +122,7 @@ class MaxIoUMatcher:
                 # A later block has to overlap more.
                 matched_idxs = torch.where(block_best > best_iou, block_idxs + start, matched_idxs)
                 best_iou = torch.maximum(best_iou, block_best)
-                if self.allow_low_quality_matches:
-                    claimed_by = torch.maximum(claimed_by, self._claims(ious, start))
+                claimed_by = torch.maximum(claimed_by, self._claims(ious, start))
                 start += len(block)
 
         # 2 - 1, 0 - 1 or 0 - 0

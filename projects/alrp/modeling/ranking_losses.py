@@ -18,34 +18,21 @@ from ..losses import SelfBalance, alrp_loss, ap_loss, localization_error
 _EVENT_PERIOD = 20
 
 
-class RankingLosses(nn.Module):
-    """Classification and box losses of one head; all rows of a call are ranked together.
+class HeadLosses(nn.Module):
+    """Classification and box losses of one head.
 
     Attributes:
         compares_boxes: whether :meth:`forward` takes decoded boxes or encoded ones.
 
     Args:
         num_classes: K foreground classes; 1 for a region proposal head.
-        delta: half width of the smoothed step, in logit units.
-        prefix: of the names of logged scalars.
-        global_ranking: rank the mini-batches of all processes as one, instead of each its own.
     """
 
     compares_boxes: bool
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        delta: float = 1.0,
-        prefix: str = "alrp",
-        global_ranking: bool = False,
-    ) -> None:
+    def __init__(self, *, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.delta = delta
-        self.prefix = prefix
-        self.global_ranking = global_ranking
 
     def forward(
         self,
@@ -74,10 +61,12 @@ class RankingLosses(nn.Module):
         """
         raise NotImplementedError
 
-    def _group(self) -> Optional[dist.ProcessGroup]:
-        """The processes to rank together; None for this one alone."""
-        together = self.global_ranking and dist.is_available() and dist.is_initialized()
-        return dist.group.WORLD if together else None
+    def positive_rows(self, gt_classes: Tensor) -> Tensor:
+        """(P,) indices of the rows with a foreground class, whose boxes :meth:`forward` takes."""
+        return self._is_positive(gt_classes).nonzero().squeeze(1)
+
+    def _is_positive(self, gt_classes: Tensor) -> Tensor:
+        return (gt_classes >= 0) & (gt_classes < self.num_classes)
 
     def _targets(self, gt_classes: Tensor) -> Tensor:
         """(Q * K,) int8: 1 at the class of a positive row, -1 all over an ignored row, else 0.
@@ -85,10 +74,35 @@ class RankingLosses(nn.Module):
         One-hot encoding would take eight times the memory.
         """
         ignored = (gt_classes == -1).to(torch.int8).neg()
-        positive = (gt_classes >= 0) & (gt_classes < self.num_classes)
         targets = ignored[:, None].repeat(1, self.num_classes)
         column = gt_classes.clamp(0, self.num_classes - 1)[:, None]
-        return targets.scatter_(1, column, torch.where(positive, 1, ignored)[:, None]).flatten()
+        return targets.scatter_(
+            1, column, torch.where(self._is_positive(gt_classes), 1, ignored)[:, None]
+        ).flatten()
+
+
+class RankingLosses(HeadLosses):
+    """Losses of a head whose rows of one call are all ranked together.
+
+    Args:
+        delta: half width of the smoothed step, in logit units.
+        prefix: of the names of logged scalars.
+        global_ranking: rank the mini-batches of all processes as one, instead of each its own.
+        kwargs: of :class:`HeadLosses`.
+    """
+
+    def __init__(
+        self, *, delta: float = 1.0, prefix: str = "alrp", global_ranking: bool = False, **kwargs
+    ) -> None:
+        super().__init__(**kwargs)
+        self.delta = delta
+        self.prefix = prefix
+        self.global_ranking = global_ranking
+
+    def _group(self) -> Optional[dist.ProcessGroup]:
+        """The processes to rank together; None for this one alone."""
+        together = self.global_ranking and dist.is_available() and dist.is_initialized()
+        return dist.group.WORLD if together else None
 
     def _log(self, num_positives: int, **scalars) -> None:
         # Without positives the loss is 0 by definition, which would read as perfect.
@@ -167,7 +181,7 @@ class APLosses(RankingLosses):
         return {"loss_cls": loss_cls, "loss_box_reg": total / max(predicted.numel(), 1)}
 
 
-class FocalLosses(RankingLosses):
+class FocalLosses(HeadLosses):
     """Focal loss and smooth L1, the published baseline of FoveaBox; nothing is ranked.
 
     The focal loss (Lin et al., arXiv:1708.02002) is a sum over all candidates and classes, divided
@@ -177,7 +191,7 @@ class FocalLosses(RankingLosses):
         alpha: weight of a positive, against 1 - alpha of a negative.
         gamma: exponent of the focal loss.
         smooth_l1_beta: where the smooth L1 loss turns from squared to absolute error.
-        kwargs: of :class:`RankingLosses`.
+        kwargs: of :class:`HeadLosses`.
     """
 
     compares_boxes = False

@@ -18,7 +18,7 @@ from ..anchors import anchor_losses, matched_targets
 from ..box_regression import PointBoxTransform
 from ..dense_inference import decode_best_anchors
 from ..fovea_matcher import FoveaMatcher
-from ..ranking_losses import FocalLosses, RankingLosses, build_ranking_losses
+from ..ranking_losses import FocalLosses, HeadLosses, build_ranking_losses
 
 
 @META_ARCH_REGISTRY.register()
@@ -43,7 +43,7 @@ class FoveaBox(DenseDetector):
         box2box_transform: PointBoxTransform,
         matcher: FoveaMatcher,
         num_classes: int,
-        ranking_losses: RankingLosses,
+        ranking_losses: HeadLosses,
         test_score_thresh: float = 0.05,
         test_topk_candidates: int = 1000,
         test_nms_thresh: float = 0.5,
@@ -193,7 +193,7 @@ class FoveaBox(DenseDetector):
         )
 
 
-def _build_losses(cfg) -> RankingLosses:
+def _build_losses(cfg) -> HeadLosses:
     """Losses by ``MODEL.ALRP.LOSS_TYPE``, of which "focal" is FoveaBox's own."""
     fovea = cfg.MODEL.FOVEABOX
     if cfg.MODEL.ALRP.LOSS_TYPE != "focal":

@@ -82,6 +82,9 @@ class ALRPRPN(RPN):
         ret = super().from_config(cfg, input_shape)
         ret["anchor_matcher"] = MaxIoUMatcher(high, low, min_pos_iou=low)
         ret["box2box_transform"] = BoxDeltaTransform(cfg.MODEL.RPN.BBOX_REG_WEIGHTS)
+        # An FPN pads to the stride of its coarsest input, as to that of p5 if this is res5.
+        coarsest = input_shape.get(cfg.MODEL.FPN.IN_FEATURES[-1].replace("res", "p"))
+        ret["size_divisibility"] = coarsest.stride if coarsest else 0
         ret["ranking_losses"] = build_ranking_losses(cfg, 1, tau=high, prefix="alrp_rpn")
         return ret
 

@@ -66,7 +66,7 @@ class ALRPFastRCNNOutputLayers(FastRCNNOutputLayers):
         """
         pred_logits, pred_deltas = predictions
         gt_classes = cat([p.gt_classes for p in proposals])
-        rows = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)  # (P,)
+        rows = self.ranking_losses.positive_rows(gt_classes)  # (P,)
         boxes = cat([p.proposal_boxes.tensor for p in proposals])[rows]
         # Images without ground truth have proposals without it, none of them positive.
         gt_boxes = [p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes for p in proposals]

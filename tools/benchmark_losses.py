@@ -1,0 +1,279 @@
+#!/usr/bin/env python
+"""Time and memory of the ranking losses against focal loss, forward and backward.
+
+    python tools/benchmark_losses.py [--device cuda] [--json results.json]
+
+One process, repeats interleaved over the losses, medians. Every loss gets its targets in the form
+it wants, made outside the timing: int8 for the ranking losses, floats for focal loss. Ratios are to
+fvcore's sigmoid_focal_loss_jit, which Detectron2's RetinaNet calls. Peak memory is what one call
+holds beyond its inputs, the gradient included: by the allocator of a GPU, and on the CPU by the
+allocations that the profiler records.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+import warnings
+from typing import Callable, NamedTuple, Optional
+import torch
+from torch import Tensor
+
+from alrp.losses import alrp_loss, ap_loss
+
+BASELINE = "focal (fvcore, jit)"
+# Pairs of a positive and an entry beyond which these take too much memory, or time.
+MAX_PAIRS = {"alrp as a matrix": 1e8, "alrp as a loop": 1e9}
+# Mean and deviation of the logits of negatives and of positives.
+STAGES = {
+    "start": (-4.6, 0.1, -4.6, 0.1),
+    "middle": (-4.5, 1.2, -1.5, 1.5),
+    "end": (-9, 1.5, 2, 1.5),
+}
+
+
+class Case(NamedTuple):
+    """One problem: S logits, targets in both forms, P localisation errors."""
+
+    logits: Tensor  # (S,)
+    targets: Tensor  # (S,) int8
+    float_targets: Tensor  # (S,)
+    errors: Tensor  # (P,)
+
+
+def make_case(size: int, positives: int, stage: str, device="cpu", dtype=torch.float32) -> Case:
+    """Seeded logits as at one stage of a training.
+
+    At the start all are what the bias of the classifier makes them; in the middle positives have
+    risen and both spread; at the end nearly all negatives lie below every positive.
+    """
+    generator = torch.Generator().manual_seed(size + positives)
+    mean, deviation, pos_mean, pos_deviation = STAGES[stage]
+    logits = mean + deviation * torch.randn(size, generator=generator)
+    places = torch.randperm(size, generator=generator)[:positives]
+    logits[places] = pos_mean + pos_deviation * torch.randn(positives, generator=generator)
+    targets = torch.zeros(size, dtype=torch.int8).index_fill_(0, places, 1)
+    errors = 1.5 * torch.rand(positives, generator=generator)
+    logits, errors = logits.to(device, dtype), errors.to(device, dtype)
+    return Case(logits, targets.to(device), targets.to(device, dtype), errors)
+
+
+def differentiated(value: Callable[[Tensor, Case], Tensor]) -> Callable:
+    """From a case to value and gradient, by autograd."""
+
+    def run(case: Case) -> tuple:
+        logits = case.logits.detach().requires_grad_()
+        result = value(logits, case)
+        result.backward()
+        return result.detach(), logits.grad
+
+    return run
+
+
+def alrp(logits: Tensor, case: Case) -> Tensor:
+    output = alrp_loss(logits, case.targets, case.errors)
+    return output.cls + output.loc
+
+
+def deterministic(loss: Callable) -> Callable:
+    """The same loss under torch.use_deterministic_algorithms."""
+
+    def run(case: Case) -> tuple:
+        torch.use_deterministic_algorithms(True)
+        try:
+            return loss(case)
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    return run
+
+
+def step(x: Tensor) -> Tensor:
+    return (x / 2 + 0.5).clamp(0, 1)
+
+
+def alrp_parts(case: Case) -> tuple:
+    """Logits of positives, places and logits of the negatives within reach of one of them."""
+    pos = case.logits[case.targets == 1]
+    near = ((case.targets == 0) & (case.logits >= pos.min() - 1)).nonzero().squeeze(1)
+    return pos, near, case.logits[near]
+
+
+def alrp_value(case: Case, pos: Tensor, false_positives: Tensor, rank: Tensor) -> Tensor:
+    order = pos.argsort(descending=True, stable=True)
+    loc = (case.errors[order].cumsum(0) / rank[order]).mean()
+    return (false_positives / rank).mean() + loc
+
+
+def alrp_matrix(case: Case) -> tuple:
+    """All pairs at once (arXiv:2009.13592, Eqs. 9 and 10)."""
+    pos, near, neg = alrp_parts(case)
+    above = step(pos[None, :] - pos[:, None]).fill_diagonal_(0)
+    negatives_above = step(neg[None, :] - pos[:, None])
+    false_positives = negatives_above.sum(1)
+    rank = 1 + above.sum(1) + false_positives
+    errors = (false_positives + above @ case.errors) / rank / len(pos)
+    errors = torch.where(false_positives > 1e-5, errors, 0)
+    gradient = torch.zeros_like(case.logits)
+    gradient[near] = torch.where(errors > 0, errors / false_positives, 0) @ negatives_above
+    gradient[case.targets == 1] = -errors
+    return alrp_value(case, pos, false_positives, rank), gradient
+
+
+def alrp_loop(case: Case) -> tuple:
+    """One positive after the other, in memory for one row of the matrix."""
+    pos, near, neg = alrp_parts(case)
+    false_positives, rank, errors = (torch.zeros_like(pos) for _ in range(3))
+    near_gradient = torch.zeros_like(neg)
+    for i in range(len(pos)):
+        above, negatives_above = step(pos - pos[i]), step(neg - pos[i])
+        above[i] = 0
+        false_positives[i] = negatives_above.sum()
+        rank[i] = 1 + above.sum() + false_positives[i]
+        if false_positives[i] > 1e-5:
+            errors[i] = (false_positives[i] + above @ case.errors) / rank[i] / len(pos)
+            near_gradient += errors[i] / false_positives[i] * negatives_above
+    gradient = torch.zeros_like(case.logits)
+    gradient[near] = near_gradient
+    gradient[case.targets == 1] = -errors
+    return alrp_value(case, pos, false_positives, rank), gradient
+
+
+def make_losses() -> dict:
+    """Name -> function from a case to value and gradient."""
+    from fvcore.nn import sigmoid_focal_loss, sigmoid_focal_loss_jit
+    from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
+
+    def focal(function):
+        return differentiated(
+            lambda x, case: function(x, case.float_targets, alpha=0.25, gamma=2.0, reduction="sum")
+        )
+
+    return {
+        BASELINE: focal(sigmoid_focal_loss_jit),
+        "focal (fvcore)": focal(sigmoid_focal_loss),
+        "focal (torchvision)": focal(torchvision_focal_loss),
+        "alrp": differentiated(alrp),
+        "alrp, deterministic": deterministic(differentiated(alrp)),
+        "ap": differentiated(lambda logits, case: ap_loss(logits, case.targets)),
+        "alrp as a matrix": alrp_matrix,
+        "alrp as a loop": alrp_loop,
+    }
+
+
+def seconds(loss: Callable, case: Case) -> float:
+    """Time of one call, all kernels finished."""
+    wait = torch.cuda.synchronize if case.logits.is_cuda else int
+    wait()
+    start = time.perf_counter()
+    loss(case)
+    wait()
+    return time.perf_counter() - start
+
+
+def peak_bytes(loss: Callable, case: Case) -> int:
+    """The most memory that one call holds at a time beyond its inputs."""
+    if case.logits.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        loss(case)
+        return torch.cuda.max_memory_allocated() - before
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        loss(case)
+    changes = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate((event.nbytes() for event in changes), initial=0))
+
+
+def synchronisations(loss: Callable, case: Case) -> Optional[int]:
+    """How often one call waits for the GPU; None on the CPU."""
+    if not case.logits.is_cuda:
+        return None
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loss(case)
+    torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(warning.message) for warning in caught)
+
+
+def measure(case: Case, repeats: int) -> list:
+    """One row per loss; what would take too long or too much memory has a reason instead."""
+    pairs = len(case.logits) * len(case.errors)
+    skipped = {name: most for name, most in MAX_PAIRS.items() if pairs > most}
+    losses = {name: loss for name, loss in make_losses().items() if name not in skipped}
+    times = {name: [] for name in losses}
+    for _ in range(2 + repeats):  # the first two compile and warm up
+        for name, loss in losses.items():
+            times[name].append(seconds(loss, case))
+    medians = {name: statistics.median(values[2:]) for name, values in times.items()}
+    rows = [
+        {
+            "loss": name,
+            "milliseconds": 1e3 * medians[name],
+            "ratio": medians[name] / medians[BASELINE],
+            "peak_bytes": peak_bytes(loss, case),
+            "synchronisations": synchronisations(loss, case),
+        }
+        for name, loss in losses.items()
+    ]
+    reasons = [(name, f"{pairs:.0e} pairs, limit {most:.0e}") for name, most in skipped.items()]
+    return rows + [{"loss": name, "skipped": reason} for name, reason in reasons]
+
+
+def line(result: dict) -> str:
+    """The row of a loss as text."""
+    text = "{size:>10,} {positives:>6} {stage:7} {loss:20}".format(**result)
+    if "skipped" in result:
+        return f"{text} skipped: {result['skipped']}"
+    text += "{milliseconds:>10.1f} {ratio:>7.2f}".format(**result)
+    waits = result["synchronisations"]
+    return f"{text} {result['peak_bytes'] / 2**20:>9.1f} {'-' if waits is None else waits:>6}"
+
+
+def parse_args(argv=None):
+    """Parsed command line."""
+    parser = argparse.ArgumentParser(
+        description="Time and memory of the ranking losses against focal loss.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    numbers = {"type": lambda text: int(float(text)), "nargs": "+", "metavar": "N"}
+    sizes, positives = [100_000, 700_000, 7_000_000, 28_000_000], [50, 400, 1600, 6400]
+    parser.add_argument("--sizes", default=sizes, help="numbers of logits", **numbers)
+    parser.add_argument("--positives", default=positives, help="among them", **numbers)
+    parser.add_argument("--repeats", type=int, default=5, help="calls that are timed")
+    parser.add_argument("--threads", type=int, help="of the CPU; PyTorch's choice if not given")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--json", metavar="OUT", help="also write the numbers to this file")
+    parser.add_argument("--quick", action="store_true", help="one small problem, to see it run")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.sizes, args.positives, args.repeats = [10_000], [50], 1
+    if max(args.positives) > min(args.sizes):
+        parser.error(f"--positives {max(args.positives)} do not fit into --sizes {min(args.sizes)}")
+    return args
+
+
+def main(argv=None) -> int:
+    """Measure, print a table and write JSON; returns the exit status."""
+    args = parse_args(argv)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    facts = {"device": args.device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    facts["baseline"] = BASELINE
+    print(", ".join(f"{key}: {value}" for key, value in facts.items()))
+    columns = "logits", "pos.", "stage", "loss", "ms", "ratio", "MiB", "syncs"
+    print("{:>10} {:>6} {:7} {:20}{:>10} {:>7} {:>9} {:>6}".format(*columns))
+    results = []
+    for size, positives, stage in itertools.product(args.sizes, args.positives, STAGES):
+        for row in measure(make_case(size, positives, stage, args.device), args.repeats):
+            results.append({"size": size, "positives": positives, "stage": stage, **row})
+            print(line(results[-1]), flush=True)
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump({**facts, "results": results}, file, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
