@@ -131,7 +131,7 @@ def iou_matrix(gt_boxes, anchors) -> np.ndarray:
     return overlap / np.maximum(areas[0] + areas[1] - overlap, 1e-6)
 
 
-def max_iou_reference(gt_boxes, anchors, pos, neg, min_pos_iou, low_quality):
+def max_iou_reference(gt_boxes, anchors, pos, neg, min_pos_iou):
     """The max-IoU rule, one anchor at a time: (matched_idxs, labels), labels in {-1, 0, 1}."""
     iou = iou_matrix(gt_boxes, anchors)
     M, R = iou.shape
@@ -142,12 +142,11 @@ def max_iou_reference(gt_boxes, anchors, pos, neg, min_pos_iou, low_quality):
         idxs[a] = min(range(M), key=lambda g: (-iou[g, a], g))
         best = iou[idxs[a], a]
         labels[a] = 0 if best < neg else (1 if best >= pos else -1)
-    if low_quality:  # a later box overwrites an earlier one, and the matches by threshold
-        for g in range(M):
-            best = iou[g].max()
-            for a in range(R):
-                if best > 0 and best >= min_pos_iou and iou[g, a] == best:
-                    idxs[a], labels[a] = g, 1
+    for g in range(M):  # a later box overwrites an earlier one, and the matches by threshold
+        best = iou[g].max()
+        for a in range(R):
+            if best > 0 and best >= min_pos_iou and iou[g, a] == best:
+                idxs[a], labels[a] = g, 1
     return idxs, labels
 
 

@@ -382,3 +382,19 @@ def test_a_perfect_ranking_costs_only_localisation():
     # ranks 1 and 2, but the two positives are 1 apart: (0.2 + (0.2 + 0.4) / 2) / 2
     assert_close(out.loc.detach(), torch.tensor(0.25))
     np.testing.assert_allclose(errors.grad.numpy(), [0.75, 0.25], rtol=1e-6)
+
+
+@pytest.mark.parametrize("logit, delta", [(1e16, 1.0), (-3.4e38, 1.0), (2.0, 1e-14)])
+def test_positives_beside_which_delta_vanishes_are_refused(logit, delta):
+    """The two ends of their step would be one number, and the loss a perfect-looking 0."""
+    logits = torch.tensor([0.5, logit, 1.0], dtype=torch.float64)
+    with pytest.raises(FloatingPointError, match="beside which delta"):
+        ap_loss(logits, torch.tensor([1, 1, 0]), delta=delta)
+
+
+def test_a_huge_negative_is_ranked():
+    logits = torch.tensor([0.5, 1e30, -1e30], requires_grad=True)
+    loss = ap_loss(logits, torch.tensor([1, 0, 0]))
+    loss.backward()
+    assert loss == 0.5
+    assert_close(logits.grad, torch.tensor([-0.5, 0.5, 0.0]))

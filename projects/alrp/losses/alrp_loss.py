@@ -69,7 +69,7 @@ def alrp_loss(
     Raises:
         ValueError: on a wrong shape, dtype or length, or ``delta <= 0``.
         FloatingPointError: if a valid logit or a localisation error is NaN or Inf, here or on
-            another process of the group.
+            another process of the group, or if a positive's logit exceeds 1e12 ``delta``.
 
     Example:
         >>> logits = torch.tensor([2.0, 0.5, -1.0, 1.2], requires_grad=True)

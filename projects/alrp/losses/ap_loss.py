@@ -34,7 +34,7 @@ def ap_loss(
 
     Raises:
         ValueError: on a wrong shape or dtype, or ``delta <= 0``.
-        FloatingPointError: if a valid logit is NaN or Inf.
+        FloatingPointError: if a valid logit is NaN or Inf, or a positive's exceeds 1e12 ``delta``.
 
     Example:
         >>> logits = torch.tensor([2.0, 0.5, 1.2], requires_grad=True)

@@ -6,6 +6,7 @@ P_own of them are among the S.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Optional, Union
 import torch
@@ -16,6 +17,9 @@ from torch.autograd.function import once_differentiable
 from .negatives import GridNegatives, SearchedNegatives
 from .pool import Pool
 from .step_matrix import StepMatrix, accumulation_dtype, nonzero_indices
+
+# Least number of float steps in half the width of the smoothed step.
+_RESOLUTION = 2.0**12
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,11 @@ def rank_positives(
 
     Raises:
         ValueError: if there is not one localisation error per positive.
-        FloatingPointError: if a logit that is not ignored, or a localisation error, is not finite.
+        FloatingPointError: if a logit that is not ignored, or a localisation error, is not finite,
+            or a positive's logit so large that ``delta`` vanishes beside it.
     """
     try:
-        positives = _checked_positives(logits, targets, loc_errors)
+        positives = _checked_positives(logits, targets, loc_errors, delta)
     except (ValueError, FloatingPointError):
         Pool.stop(logits.device, group)
         raise
@@ -147,31 +152,49 @@ def checked_logits(logits: Tensor, targets: Tensor, delta: float) -> Tensor:
     return logits.to(result_dtype(logits))
 
 
-def _checked_positives(logits: Tensor, targets: Tensor, loc_errors: Optional[Tensor]) -> Tensor:
+def _checked_positives(
+    logits: Tensor, targets: Tensor, loc_errors: Optional[Tensor], delta: float
+) -> Tensor:
     """Indices of the positives; their number and all checks on values are read at once."""
     # Into its own dtype: comparisons into bool are many times slower on the CPU.
     is_positive = torch.eq(targets, 1, out=torch.empty_like(targets))
-    facts = [is_positive.count_nonzero(), _all_finite(logits)]
+    # Numbers of entries are exact in float64, and in float32 up to 2^24.
+    dtype = accumulation_dtype(logits.device)
+    facts = [is_positive.count_nonzero().to(dtype), _largest(logits).to(dtype)]
     if loc_errors is not None:
-        facts.append(_all_finite(loc_errors))
-    num_positives, *finite = torch.stack(facts).tolist()
+        facts.append(_largest(loc_errors).to(dtype))
+    num_positives, *largest = torch.stack(facts).tolist()
+    num_positives = int(num_positives)
     if loc_errors is not None and loc_errors.numel() != num_positives:
         raise ValueError(
             f"loc_errors has {loc_errors.numel()} elements but targets has {num_positives} "
             "positives; pass one error per positive, in targets order."
         )
-    if not finite[0]:
+    if not math.isfinite(largest[0]):
         _refuse_non_finite("logits", logits, (targets == 1) | (targets == 0))
-    if loc_errors is not None and not finite[1]:
+    if loc_errors is not None and not math.isfinite(largest[1]):
         _refuse_non_finite("loc_errors", loc_errors, torch.ones_like(loc_errors, dtype=torch.bool))
-    return _indices_of_few(is_positive, num_positives)
+    positives = _indices_of_few(is_positive, num_positives)
+    if not largest[0] * torch.finfo(dtype).eps * _RESOLUTION <= delta:
+        _refuse_out_of_scale(logits.index_select(0, positives), delta, dtype)
+    return positives
 
 
-def _all_finite(tensor: Tensor) -> Tensor:
-    """Boolean scalar, in one pass: the extremes of a tensor with NaN are NaN."""
+def _largest(tensor: Tensor) -> Tensor:
+    """Greatest absolute value, a scalar; NaN with NaN among the values, 0 without values."""
     if tensor.numel() == 0:
-        return torch.ones((), dtype=torch.bool, device=tensor.device)
-    return torch.stack(torch.aminmax(tensor)).isfinite().all()
+        return tensor.new_zeros(())
+    return torch.stack(torch.aminmax(tensor)).abs().max()
+
+
+def _refuse_out_of_scale(pos_logits: Tensor, delta: float, dtype: torch.dtype) -> None:
+    """Raise if ``logit - delta`` and ``logit + delta`` are hardly told apart."""
+    largest = _largest(pos_logits).item()
+    if largest * torch.finfo(dtype).eps * _RESOLUTION > delta:
+        raise FloatingPointError(
+            f"logits: positives reach {largest:.3g}, beside which delta {delta:g} vanishes; look "
+            "for a learning rate that is too high or broken weights, or take a larger delta."
+        )
 
 
 def _refuse_non_finite(name: str, tensor: Tensor, matters: Tensor) -> None:
