@@ -55,6 +55,10 @@ def parse_args(argv=None):
 
 def output_paths(inputs: list, output: str) -> dict:
     """Picture to write for every input; UserError for a missing input or a clash of names."""
+    place = Path(output).absolute()
+    present = next(path for path in (place, *place.parents) if path.exists())
+    if not present.is_dir():
+        raise UserError(f"--output: {present} is a file; name a folder, which may be a new one.")
     paths = {}
     for name in inputs:
         if not os.path.isfile(name):

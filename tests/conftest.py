@@ -6,11 +6,13 @@ names, also by spawned processes and in every import mode of pytest; hence the `
 
 from __future__ import annotations
 
+import importlib.util
 import numpy as np
 import os
 import sys
 from pathlib import Path
-from typing import Callable
+from types import ModuleType
+from typing import Callable, Iterator
 import pytest
 import torch
 from hypothesis import settings
@@ -36,6 +38,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Run the test on the CPU and, where there is one, on a CUDA device."""
     return torch.device(request.param)
+
+
+@pytest.fixture(scope="module")
+def load_script() -> Iterator[Callable[[str], ModuleType]]:
+    """``load_script("tools/name.py")`` is that script as a module; it may import its neighbours."""
+    folders: list[Path] = []
+
+    def load(script: str) -> ModuleType:
+        path = TESTS_ROOT.parent / script
+        folders.append(path.parent)
+        sys.path.insert(0, str(path.parent))
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    before, num_threads = set(sys.modules), torch.get_num_threads()
+    yield load
+    torch.set_num_threads(num_threads)
+    for folder in folders:
+        sys.path.remove(str(folder))
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "").parent in folders:
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from torch import nn
 from detectron2.config import LazyConfig, instantiate
 
 from alrp.engine.lazy import as_cfg_node, set_lazy_self_balance_period
+from alrp.engine.preflight import published_learning_rate
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -60,4 +61,8 @@ def test_the_checks_before_a_run_see_the_class_count_and_no_published_rate():
     cfg.train.device = "cpu"
     node = as_cfg_node(cfg)
     assert node.MODEL.ROI_HEADS.NUM_CLASSES == 7
+    assert published_learning_rate(node) is None
+
+
+def test_the_loss_in_another_detector_takes_less_than_sixty_lines():
     assert len((EXAMPLES / "fcos_with_alrp.py").read_text().splitlines()) < 60

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -86,11 +85,8 @@ def wheel(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("install_detectron2", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("tools/install_detectron2.py")
 
 
 def test_installed_tree_is_the_subtree_without_the_foreign_prefix(environment, wheel):

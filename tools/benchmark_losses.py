@@ -18,6 +18,7 @@ import time
 import warnings
 from typing import Callable, NamedTuple, Optional
 import torch
+from measuring import device_name, json_file, whole_number
 from torch import Tensor
 
 from alrp.losses import alrp_loss, ap_loss
@@ -238,14 +239,19 @@ def parse_args(argv=None):
         description="Time and memory of the ranking losses against focal loss.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    numbers = {"type": lambda text: int(float(text)), "nargs": "+", "metavar": "N"}
+    at_least_1 = whole_number(1)
+    numbers = {"type": at_least_1, "nargs": "+", "metavar": "N"}
     sizes, positives = [100_000, 700_000, 7_000_000, 28_000_000], [50, 400, 1600, 6400]
     parser.add_argument("--sizes", default=sizes, help="numbers of logits", **numbers)
     parser.add_argument("--positives", default=positives, help="among them", **numbers)
-    parser.add_argument("--repeats", type=int, default=5, help="calls that are timed")
-    parser.add_argument("--threads", type=int, help="of the CPU; PyTorch's choice if not given")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--json", metavar="OUT", help="also write the numbers to this file")
+    parser.add_argument("--repeats", type=at_least_1, default=5, help="calls that are timed")
+    parser.add_argument(
+        "--threads", type=at_least_1, help="of the CPU; PyTorch's choice if not given"
+    )
+    parser.add_argument("--device", type=device_name, default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--json", type=json_file, metavar="OUT", help="also write the numbers to this file"
+    )
     parser.add_argument("--quick", action="store_true", help="one small problem, to see it run")
     args = parser.parse_args(argv)
     if args.quick:

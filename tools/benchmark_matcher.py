@@ -16,11 +16,14 @@ import warnings
 import torch
 from measuring import (
     MIB,
+    device_name,
     environment,
+    json_file,
     markdown,
     medians_in_turns,
     peak_bytes,
     random_boxes,
+    whole_number,
     write_json,
 )
 from torch import Tensor
@@ -37,16 +40,19 @@ NAMES = {"atss": "ATSS", "max_iou": "max-IoU", "detectron2": "Detectron2"}
 
 def parse_args(argv=None):
     """Parsed command line."""
+    at_least_1 = whole_number(1)
     parser = argparse.ArgumentParser(
         description="Compare the matchers with Detectron2's.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--num-boxes", type=int, nargs="+", default=[1, 5, 20, 100, 500])
-    parser.add_argument("--image-size", type=int, default=1024, help="side in pixels")
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls of each")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
-    parser.add_argument("--json", metavar="FILE", help="write the figures here as well")
+    parser.add_argument("--num-boxes", type=at_least_1, nargs="+", default=[1, 5, 20, 100, 500])
+    parser.add_argument("--image-size", type=at_least_1, default=1024, help="side in pixels")
+    parser.add_argument("--repeats", type=at_least_1, default=5, help="timed calls of each")
+    parser.add_argument("--device", type=device_name, default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=at_least_1, default=1, help="of the CPU")
+    parser.add_argument(
+        "--json", type=json_file, metavar="FILE", help="write the figures here as well"
+    )
     return parser.parse_args(argv)
 
 

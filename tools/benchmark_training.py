@@ -23,11 +23,14 @@ import warnings
 import torch
 from fvcore.nn.precise_bn import update_bn_stats
 from measuring import (
+    device_name,
     environment,
+    json_file,
     markdown,
     medians_in_turns,
     peak_of_process,
     random_batch,
+    whole_number,
     write_json,
 )
 
@@ -39,6 +42,7 @@ from alrp.engine import Trainer, setup_config
 from alrp.errors import UserError
 
 CONFIG = "configs/COCO-Detection/alrp_retinanet_R_50_FPN_ATSS_100e.yaml"
+DEPTHS = (18, 34, 50, 101, 152)
 NAMES = {
     "alrp": "this config",
     "detectron2": "Detectron2's RetinaNet",
@@ -48,18 +52,23 @@ NAMES = {
 
 def parse_args(argv=None):
     """Parsed command line."""
+    at_least_1 = whole_number(1)
     parser = argparse.ArgumentParser(
         description="Compare training steps of the aLRP RetinaNet and Detectron2's RetinaNet.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--config-file", default=CONFIG, help="of an ALRPRetinaNet")
-    parser.add_argument("--depth", type=int, default=50, help="of the ResNet")
-    parser.add_argument("--size", type=int, default=512, help="side of the images in pixels")
-    parser.add_argument("--batch", type=int, default=2, help="images")
-    parser.add_argument("--iterations", type=int, default=10, help="timed, of each detector")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
-    parser.add_argument("--json", metavar="FILE", help="write the figures here as well")
+    parser.add_argument("--depth", type=int, choices=DEPTHS, default=50, help="of the ResNet")
+    parser.add_argument(
+        "--size", type=whole_number(32), default=512, help="side of the images in pixels"
+    )
+    parser.add_argument("--batch", type=at_least_1, default=2, help="images")
+    parser.add_argument("--iterations", type=at_least_1, default=10, help="timed, of each detector")
+    parser.add_argument("--device", type=device_name, default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=at_least_1, default=1, help="of the CPU")
+    parser.add_argument(
+        "--json", type=json_file, metavar="FILE", help="write the figures here as well"
+    )
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config"
     )

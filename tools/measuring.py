@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import multiprocessing
@@ -17,9 +18,50 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from detectron2.structures import Boxes, Instances
-
 MIB = 2**20
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """Type of an option: "20" or "2e1", not below ``least``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (value.is_integer() and value >= least):
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number of at least {least}, but got {text!r}"
+            )
+        return int(value)
+
+    return parse
+
+
+def device_name(text: str) -> str:
+    """Type of an option: "cpu", or "cuda" and "cuda:N" if this machine has that GPU."""
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        device = None
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"expected cpu or cuda, but got {text!r}")
+    if device.type == "cuda" and (device.index or 0) >= num_gpus:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not on this machine, where PyTorch finds {num_gpus} GPUs; use cpu"
+        )
+    return text
+
+
+def json_file(text: str) -> str:
+    """Type of an option: a file that can be written, known before hours of measuring."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"expected a file in a folder that exists, but got {text!r}; make {path.parent} first"
+        )
+    return text
 
 
 def medians_in_turns(
@@ -103,6 +145,8 @@ def random_boxes(count: int, size: int, generator: torch.Generator) -> Tensor:
 
 def random_batch(num_images: int, size: int, num_classes: int) -> list[dict]:
     """Square images of noise, as a data loader gives them, with 1 to 14 boxes each."""
+    from detectron2.structures import Boxes, Instances  # what needs only losses does without
+
     generator = torch.Generator().manual_seed(num_images)
     batch = []
     for _ in range(num_images):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 from published_model import listed
 from published_shapes import MODELS, Model, published_shapes, published_state
 from torch.testing import assert_close
@@ -14,6 +15,7 @@ from detectron2.modeling import build_anchor_generator, build_model
 
 from alrp.checkpoint import (
     PUBLISHED_ROWS,
+    RETINANET,
     conversion_report,
     detectron2_to_published,
     has_published_names,
@@ -250,6 +252,47 @@ def test_an_imagenet_backbone_takes_the_place_of_the_backbone():
     assert result.names["conv1.weight"] == "backbone.bottom_up.stem.conv1.weight"
     model = build("alrp_retinanet_X_101_64x4d_DCN_FPN_ATSS_800_100e").state_dict()
     assert shape_differences(result.state, model, "backbone.bottom_up.") == []
+
+
+def imagenet_state(name="resnet50"):
+    with torch.device("meta"):
+        return getattr(torchvision.models, name)(weights=None).state_dict()
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet34", "resnet152", "wide_resnet50_2", "resnext50_32x4d"]
+)
+def test_every_depth_and_width_of_torchvision_is_complete(name):
+    state = imagenet_state(name)
+    result = imagenet_to_detectron2(state)
+    assert (result.leftovers, result.missing) == ([], [])
+    assert len(result.names) + len(result.dropped) == len(state)
+
+
+def test_what_an_imagenet_backbone_lacks_is_named():
+    state, lost = imagenet_state(), ["layer2.0.bn1.running_var", "layer4.2.conv3.weight"]
+    for name in lost:
+        del state[name]
+    assert imagenet_to_detectron2(state).missing == lost
+
+
+def test_an_imagenet_backbone_without_its_last_block_is_refused():
+    state = without(imagenet_state(), "layer4.2.")
+    with pytest.raises(UserError, match=r"3, 4, 6, 3\] \(ResNet-50\), .* got \[3, 4, 6, 2\]"):
+        imagenet_to_detectron2(state)
+
+
+def test_an_imagenet_backbone_of_other_shapes_is_refused():
+    state = {**imagenet_state(), "conv1.weight": torch.ones(64, 1, 7, 7)}
+    with pytest.raises(UserError, match=r"conv1.weight is \(64, 1, 7, 7\) and should be \(64, 3,"):
+        imagenet_to_detectron2(state)
+
+
+def test_one_box_per_location_is_a_foveabox_unless_it_is_said_to_be_a_retinanet():
+    state = published_to_detectron2(published_state(Model("fovea", anchors=1))).state
+    assert detectron2_to_published(state).architecture.detector == "FoveaBox"
+    with pytest.raises(UserError, match=r"expected a RetinaNet with 2 or 3 or 6 .*\(1 anchors\)"):
+        detectron2_to_published(state, RETINANET)
 
 
 def test_shapes_that_differ_are_listed():

@@ -5,7 +5,6 @@ The weights follow a rule (``published_model``), the figures were stored; ``gold
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import numpy as np
 import os
@@ -44,19 +43,11 @@ class Converted(NamedTuple):
     file: Path  # converted checkpoint
 
 
-def convert(arguments):
-    """Run the tool, which must succeed."""
-    path = ROOT / "tools" / "convert_checkpoint.py"
-    spec = importlib.util.spec_from_file_location("convert_checkpoint_tool", path)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    assert tool.main([str(argument) for argument in arguments]) == 0
-
-
-def convert_and_load(case, folder):
+def convert_and_load(tool, case, folder):
+    """The model of a converted checkpoint; ``tool`` is the module of the converter."""
     published, file = folder / "published.pth", folder / "converted.pth"
     torch.save({"meta": {"CLASSES": ("person",)}, "state_dict": weights(case)}, published)
-    convert([published, file])
+    assert tool.main([str(published), str(file)]) == 0
     cfg = get_cfg()
     add_alrp_config(cfg)
     cfg.merge_from_file(str(ROOT / "configs" / "COCO-Detection" / f"{ROWS[case]}.yaml"))
@@ -67,13 +58,18 @@ def convert_and_load(case, folder):
 
 
 @pytest.fixture(scope="module")
-def retinanet(tmp_path_factory):
-    return convert_and_load("A", tmp_path_factory.mktemp("A"))
+def tool(load_script):
+    return load_script("tools/convert_checkpoint.py")
 
 
 @pytest.fixture(scope="module")
-def faster_rcnn(tmp_path_factory):
-    return convert_and_load("E", tmp_path_factory.mktemp("E"))
+def retinanet(tool, tmp_path_factory):
+    return convert_and_load(tool, "A", tmp_path_factory.mktemp("A"))
+
+
+@pytest.fixture(scope="module")
+def faster_rcnn(tool, tmp_path_factory):
+    return convert_and_load(tool, "E", tmp_path_factory.mktemp("E"))
 
 
 def compare(figures, name, tensor, rtol, atol):

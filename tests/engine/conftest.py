@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from pathlib import Path
 import pytest
@@ -58,13 +57,10 @@ def command_line(shapes, tmp_path):
     return build
 
 
-@pytest.fixture(scope="session")
-def train_net():
+@pytest.fixture(scope="module")
+def train_net(load_script):
     """The module ``train_net`` of the repository root."""
-    spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("train_net.py")
 
 
 @pytest.fixture(autouse=True)

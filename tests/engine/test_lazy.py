@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 import pytest
@@ -15,13 +14,9 @@ CONFIG = str(ROOT / "configs" / "COCO-Detection" / "alrp_retinanet_R_50_FPN_ATSS
 
 
 @pytest.fixture(scope="module")
-def lazyconfig_train_net():
+def lazyconfig_train_net(load_script):
     """The module ``lazyconfig_train_net`` of the repository root."""
-    path = ROOT / "lazyconfig_train_net.py"
-    spec = importlib.util.spec_from_file_location("lazyconfig_train_net", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("lazyconfig_train_net.py")
 
 
 @pytest.fixture

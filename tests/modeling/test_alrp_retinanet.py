@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import detectors
+import dense_worker
 import pytest
 import torch
+from dense_worker import RETINANETS, in_two_processes, train_beside_another_rank
 from detectors import (
+    USUAL,
     NoBackbone,
+    assert_all_gradients_finite,
+    assert_trained_alike,
+    edge_batch,
     golden_gradient_errors,
     golden_instances,
     golden_predictions,
@@ -14,9 +19,9 @@ from detectors import (
     train_step,
 )
 from torch import nn
+from torch.multiprocessing import spawn
 from torch.testing import assert_close
 
-from detectron2.modeling import build_model
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes
 
@@ -44,19 +49,16 @@ MAX_IOU_CASES = [
 ]
 
 
-def small_config(num_classes=3, **overrides):
-    return detectors.small_config("Base-ALRP-RetinaNet.yaml", "RETINANET", num_classes, **overrides)
+BASE = "Base-ALRP-RetinaNet.yaml"
+BATCH = [image(64, 96, USUAL, [0, 2]), image(64, 96)]
+
+
+def small_config(**overrides):
+    return dense_worker.small_config(BASE, **overrides)
 
 
 def small_model(num_classes=3, **overrides):
-    torch.manual_seed(0)
-    return build_model(small_config(num_classes, **overrides))
-
-
-BATCH = [
-    image(64, 96, [[5, 5, 40, 50], [30, 10, 90, 60]], [0, 2]),
-    image(64, 96),
-]
+    return dense_worker.small_model(BASE, num_classes, **overrides)
 
 
 def golden_model(case, matcher, loss_type="alrp"):
@@ -149,23 +151,25 @@ def test_anchor_generator_of_the_config_gives_the_published_anchors(golden, name
 
 
 @pytest.mark.parametrize("num_classes", [1, 3, 1203])
-@pytest.mark.parametrize(
-    "loss_type, matcher", [("alrp", "ATSS"), ("alrp", "max_iou"), ("ap", "max_iou")]
-)
-def test_every_parameter_gets_a_finite_gradient(num_classes, loss_type, matcher):
-    model = small_model(
-        num_classes, **{"MODEL.ALRP.LOSS_TYPE": loss_type, "MODEL.ALRP.MATCHER": matcher}
-    )
-    batch = [image(64, 96, [[5, 5, 40, 50], [30, 10, 90, 60]], [0, num_classes - 1]), image(64, 96)]
-    losses, _ = train_step(model, batch)
+@pytest.mark.parametrize("name", RETINANETS)
+def test_every_parameter_gets_a_finite_gradient(num_classes, name):
+    model = small_model(num_classes, **RETINANETS[name])
+    losses, _ = train_step(model, edge_batch("one_image_empty", num_classes))
     assert set(losses) == {"loss_cls", "loss_box_reg"}
     assert all(loss.dim() == 0 and loss.isfinite() for loss in losses.values())
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
+    assert_all_gradients_finite(model)
     assert model.head.cls_score.weight.grad.abs().sum() > 0
     assert model.head.bbox_pred.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", RETINANETS)
+def test_ground_truth_of_extreme_size_trains_through(name):
+    model = small_model(**RETINANETS[name])
+    batch = edge_batch("smaller_than_a_cell_and_larger_than_the_image", 3)
+    losses, storage = train_step(model, batch)
+    assert storage.latest()["num_pos_anchors"][0] > 0
+    assert all(loss.isfinite() and loss > 0 for loss in losses.values())
+    assert_all_gradients_finite(model)
 
 
 def test_a_batch_without_positives_trains_through_with_zero_gradients():
@@ -315,3 +319,23 @@ def test_p7_sees_p6_without_relu():
     p6, p7 = block(c5)
     assert (p6 < 0).any()
     assert_close(p7, block.p7(p6))
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """Per rank, per model: what training on the edge batches gave."""
+    folder = tmp_path_factory.mktemp("gloo")
+    spawn(train_beside_another_rank, args=(2, str(folder), BASE, RETINANETS), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pth") for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, num_classes", in_two_processes(RETINANETS))
+def test_two_processes_train_through_edge_batches(two_processes, name, num_classes):
+    ranks = [results[name, num_classes] for results in two_processes]
+    assert_trained_alike(ranks, small_model(num_classes, **RETINANETS[name]))
+    _, _, state = ranks[0]
+    if name.startswith("alrp"):
+        # Two of the first three steps have positives on either rank and end the period of 2.
+        assert state["ranking_losses.self_balance.count"] == 1
+        assert state["ranking_losses.self_balance.weight"] != 50.0

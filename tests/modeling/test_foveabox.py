@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dense_worker
 import pytest
 import torch
+from dense_worker import FOVEABOXES, in_two_processes, train_beside_another_rank
 from detectors import (
+    USUAL,
     NoBackbone,
+    assert_all_gradients_finite,
+    assert_trained_alike,
+    edge_batch,
     golden_gradient_errors,
     golden_instances,
     golden_predictions,
     image,
     train_step,
 )
-from fovea_worker import small_config, small_model, step_beside_an_empty_rank
 from torch import nn
+from torch.multiprocessing import spawn
 from torch.testing import assert_close
 
 from detectron2.config import get_cfg
@@ -35,7 +41,16 @@ from alrp.modeling import (
 
 CASES = ["alrp_fovea_random", "alrp_fovea_one_image_only", "ap_fovea_random", "fovea_focal_random"]
 LOSSES = ["alrp", "ap", "focal"]
-BATCH = [image(64, 96, [[5, 5, 40, 50], [30, 10, 90, 60]], [0, 2]), image(64, 96)]
+BASE = "Base-FoveaBox.yaml"
+BATCH = [image(64, 96, USUAL, [0, 2]), image(64, 96)]
+
+
+def small_config(**overrides):
+    return dense_worker.small_config(BASE, **overrides)
+
+
+def small_model(num_classes=3, **overrides):
+    return dense_worker.small_model(BASE, num_classes, **overrides)
 
 
 def golden_model(case, name):
@@ -113,21 +128,14 @@ def test_published_losses_and_gradients(golden, name):
     assert max(golden_gradient_errors(case, predictions)) < 1e-5
 
 
-def assert_all_gradients_are_finite(model):
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-
-
 @pytest.mark.parametrize("num_classes", [1, 80, 1203])
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_every_parameter_gets_a_finite_gradient(num_classes, loss_type):
     model = small_model(num_classes, **{"MODEL.ALRP.LOSS_TYPE": loss_type})
-    boxes = [[5, 5, 40, 50], [30, 10, 90, 60]]
-    losses, storage = train_step(model, [image(64, 96, boxes, [0, num_classes - 1]), BATCH[1]])
+    losses, storage = train_step(model, [image(64, 96, USUAL, [0, num_classes - 1]), BATCH[1]])
     assert set(losses) == {"loss_cls", "loss_box_reg"}
     assert all(loss.dim() == 0 and 0 < loss.item() < 1e4 for loss in losses.values())
-    assert_all_gradients_are_finite(model)
+    assert_all_gradients_finite(model)
     assert model.head.cls_score.weight.grad.any() and model.head.bbox_pred.weight.grad.any()
     assert storage.latest()["num_pos_anchors"][0] > 0
 
@@ -147,7 +155,7 @@ def test_a_batch_without_positives_trains_through(loss_type, batch):
     losses, _ = train_step(model, batch)
     assert losses["loss_box_reg"] == 0
     assert (losses["loss_cls"] > 0) == (loss_type == "focal")  # which also lowers negatives
-    assert_all_gradients_are_finite(model)
+    assert_all_gradients_finite(model)
     assert not model.head.bbox_pred.weight.grad.any()
     assert model.head.cls_score.weight.grad.any() == (loss_type == "focal")
 
@@ -161,7 +169,7 @@ def test_ground_truth_of_extreme_size_trains_through(loss_type, box):
     losses, storage = train_step(model, [image(64, 96, [box], [1])])
     assert storage.latest()["num_pos_anchors"][0] > 0
     assert all(loss.isfinite() and loss > 0 for loss in losses.values())
-    assert_all_gradients_are_finite(model)
+    assert_all_gradients_finite(model)
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
@@ -264,7 +272,7 @@ def test_two_levels_need_no_coarse_ones():
     }
     model = small_model(**overrides)
     train_step(model, BATCH)
-    assert_all_gradients_are_finite(model)
+    assert_all_gradients_finite(model)
 
 
 @pytest.mark.parametrize(
@@ -298,23 +306,30 @@ def test_the_defaults_of_the_config_are_published():
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """Per rank, per loss: losses and gradients of a step with ground truth on the first rank."""
+    """Per rank, per model: what training on the edge batches gave."""
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("this PyTorch has no Gloo")
     folder = tmp_path_factory.mktemp("gloo")
-    torch.multiprocessing.spawn(step_beside_an_empty_rank, args=(2, str(folder)), nprocs=2)
+    spawn(train_beside_another_rank, args=(2, str(folder), BASE, FOVEABOXES), nprocs=2)
     return [torch.load(folder / f"rank{rank}.pth", weights_only=True) for rank in range(2)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss_type", LOSSES)
-def test_two_processes_step_together_if_one_has_no_ground_truth(two_processes, loss_type):
-    (losses, gradients), (empty_losses, empty_gradients) = (x[loss_type] for x in two_processes)
+@pytest.mark.parametrize("name, num_classes", in_two_processes(FOVEABOXES))
+def test_two_processes_train_through_edge_batches(two_processes, name, num_classes):
+    ranks = [results[name, num_classes] for results in two_processes]
+    assert_trained_alike(ranks, small_model(num_classes, **FOVEABOXES[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FOVEABOXES)
+def test_two_processes_step_together_if_one_has_no_ground_truth(two_processes, name):
+    (losses, gradients, _), (empty_losses, empty_gradients, _) = (x[name, 3] for x in two_processes)
     assert losses["loss_box_reg"] > 0 and empty_losses["loss_box_reg"] == 0
     assert_close(gradients, empty_gradients, rtol=0, atol=0)
     assert gradients["head.bbox_pred.weight"].any()
 
-    model = small_model(**{"MODEL.ALRP.LOSS_TYPE": loss_type})
-    train_step(model, [image(64, 96, [[5, 5, 40, 50]], [1])])
+    model = small_model(**FOVEABOXES[name])
+    train_step(model, edge_batch("one_image_empty", 3)[:1])
     # Gradients are averaged, and those of the empty rank are 0.
     assert_close(gradients["head.bbox_pred.weight"], model.head.bbox_pred.weight.grad / 2)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from largest_tensor import LargestTensor
 from reference import atss_reference, max_iou_reference
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from alrp.modeling import pairwise
 from alrp.modeling.matcher import ATSSMatcher, MaxIoUMatcher
@@ -174,19 +174,6 @@ def test_max_iou_equals_brute_force_with_exact_ties(seed, thresholds):
     expected = max_iou_reference(gt_boxes, every, pos, neg, min_pos_iou)
     np.testing.assert_array_equal(labels, expected[1])
     np.testing.assert_array_equal(idxs[labels == 1], expected[0][labels == 1])
-
-
-class LargestTensor(TorchDispatchMode):
-    """The greatest number of elements of a tensor that an operator returned meanwhile."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        output = func(*args, **(kwargs or {}))
-        for value in output if isinstance(output, (tuple, list)) else [output]:
-            if isinstance(value, torch.Tensor):
-                self.numel = max(self.numel, value.numel())
-        return output
 
 
 @pytest.mark.parametrize("matcher", [ATSSMatcher(topk=9), MaxIoUMatcher()], ids=["atss", "max_iou"])

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 import pytest
 import torch
 from torch.testing import assert_close
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark_losses.py"
 FORMS = ["alrp, deterministic", "alrp as a matrix", "alrp as a loop"]
 
 
 @pytest.fixture(scope="module")
-def tool():
+def tool(load_script):
     pytest.importorskip("fvcore")
-    spec = importlib.util.spec_from_file_location(TOOL.stem, TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tools/benchmark_losses.py")
 
 
 @pytest.mark.parametrize("stage", ["start", "middle", "end"])
@@ -81,3 +75,21 @@ def test_more_positives_than_logits_are_refused(tool, capsys):
     with pytest.raises(SystemExit):
         tool.main(["--sizes", "10", "--positives", "20"])
     assert "--positives 20 do not fit into --sizes 10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--repeats 0",
+        "--sizes 0",
+        "--positives -1",
+        "--threads 0",
+        "--device tpu",
+        "--json absent/a.json",
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_is_measured(tool, capsys, options):
+    with pytest.raises(SystemExit) as stopped:
+        tool.main(options.split())
+    assert stopped.value.code == 2
+    assert f"error: argument {options.split()[0]}: " in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pytest
 import torch
@@ -10,14 +11,14 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def measuring(load_tool):
-    return load_tool("measuring")
+def measuring(load_script):
+    return load_script("tools/measuring.py")
 
 
-def test_the_report_has_every_matcher_at_every_number_of_boxes(load_tool, tmp_path, capsys):
+def test_the_report_has_every_matcher_at_every_number_of_boxes(load_script, tmp_path, capsys):
     path = tmp_path / "matcher.json"
     arguments = ["--num-boxes", "2", "30", "--image-size", "128", "--repeats", "1"]
-    assert load_tool("benchmark_matcher").main([*arguments, "--json", str(path)]) == 0
+    assert load_script("tools/benchmark_matcher.py").main([*arguments, "--json", str(path)]) == 0
     report = json.loads(path.read_text())
     assert report["num_anchors"] == 9 * (16**2 + 8**2 + 4**2 + 2**2 + 1)
     assert [result["num_boxes"] for result in report["results"]] == [2, 30]
@@ -30,8 +31,8 @@ def test_the_report_has_every_matcher_at_every_number_of_boxes(load_tool, tmp_pa
     assert len(rows) == 4 and all(row.count("|") == rows[0].count("|") for row in rows)
 
 
-def test_the_anchors_are_those_of_detectron2s_retinanet(load_tool):
-    anchors = load_tool("benchmark_matcher").make_anchors(1024, CPU)
+def test_the_anchors_are_those_of_detectron2s_retinanet(load_script):
+    anchors = load_script("tools/benchmark_matcher.py").make_anchors(1024, CPU)
     assert sum(map(len, anchors)) == 196416
     sides = (anchors[0][:9, 2:] - anchors[0][:9, :2]).prod(1).sqrt()
     expected = torch.tensor([32 * 2 ** (i / 3) for i in range(3)]).repeat_interleave(3)
@@ -68,3 +69,48 @@ def test_random_boxes_lie_in_the_image(measuring, generator):
     sides = boxes[:, 2:] - boxes[:, :2]
     assert boxes.min() >= 0 and boxes.max() <= 100
     assert sides.min() > 100 / 33 and sides.max() < 51
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--repeats 0",
+        "--num-boxes -1",
+        "--image-size 0",
+        "--threads x",
+        "--device x",
+        "--json absent/a.json",
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_is_measured(
+    load_script, capsys, options
+):
+    with pytest.raises(SystemExit) as stopped:
+        load_script("tools/benchmark_matcher.py").main(options.split())
+    assert stopped.value.code == 2
+    assert f"error: argument {options.split()[0]}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, value", [("20", 20), ("2e1", 20), ("2", 2)])
+def test_whole_numbers_are_read_with_an_exponent_too(measuring, text, value):
+    assert measuring.whole_number(2)(text) == value
+
+
+@pytest.mark.parametrize("text", ["1", "2.5", "inf", "nan", "many", ""])
+def test_other_numbers_are_refused(measuring, text):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a whole number of at least 2"):
+        measuring.whole_number(2)(text)
+
+
+def test_a_gpu_that_this_machine_has_not_is_refused(measuring):
+    assert measuring.device_name("cpu") == "cpu"
+    with pytest.raises(argparse.ArgumentTypeError, match="cuda:99 is not on this machine"):
+        measuring.device_name("cuda:99")
+
+
+def test_figures_are_written_to_a_file_in_a_folder_that_exists(measuring, tmp_path):
+    path = str(tmp_path / "figures.json")
+    assert measuring.json_file(path) == path
+    for wrong in (tmp_path, tmp_path / "absent" / "figures.json"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a file in a folder"):
+            measuring.json_file(str(wrong))

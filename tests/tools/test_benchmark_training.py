@@ -43,10 +43,31 @@ def test_the_report_compares_three_detectors(tmp_path):
     assert len([row for row in result.stdout.splitlines() if row.startswith("|")]) == 5
 
 
-def test_a_config_of_another_detector_is_refused(load_tool, tmp_path, capsys):
+def test_a_config_of_another_detector_is_refused(load_script, tmp_path, capsys):
     config = tmp_path / "other.yaml"
     config.write_text(f'_BASE_: "{ROOT / RETINANET}"\nMODEL: {{META_ARCHITECTURE: "RetinaNet"}}\n')
-    main = load_tool("benchmark_training").main
+    main = load_script("tools/benchmark_training.py").main
     assert main(["--config-file", str(config), *TINY]) == 1
     message = "expected MODEL.META_ARCHITECTURE ALRPRetinaNet, but it is RetinaNet"
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--iterations 0",
+        "--batch 0",
+        "--size 31",
+        "--depth 17",
+        "--threads 0",
+        "--device x",
+        "--json absent/a.json",
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_is_measured(
+    load_script, capsys, options
+):
+    with pytest.raises(SystemExit) as stopped:
+        load_script("tools/benchmark_training.py").main(options.split())
+    assert stopped.value.code == 2
+    assert f"error: argument {options.split()[0]}: " in capsys.readouterr().err

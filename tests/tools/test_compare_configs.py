@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 import pytest
@@ -15,12 +14,8 @@ CONFIG = str(ROOT / "configs" / "Shapes" / "retinanet_R_18_FPN.yaml")
 
 
 @pytest.fixture(scope="module")
-def tool():
-    path = ROOT / "tools" / "compare_configs.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_script):
+    return load_script("tools/compare_configs.py")
 
 
 def arguments(data, output, *more):
@@ -59,7 +54,58 @@ def test_a_failed_run_ends_with_its_last_lines(tool, tmp_path, capsys):
     assert tool.main(arguments(tmp_path / "absent", tmp_path / "runs")) == 1
     message = capsys.readouterr().err
     assert "seed_1 failed" in message and "absent/annotations/train.json" in message
-    assert not (tmp_path / "runs" / "retinanet_R_18_FPN" / "seed_1" / "finished").exists()
+    folder = tmp_path / "runs" / "retinanet_R_18_FPN" / "seed_1"
+    assert not (folder / "finished").exists()
+    # Nothing was trained, so the corrected command, and another failure, are let in.
+    assert tool.main(arguments(tmp_path / "nowhere", tmp_path / "runs")) == 1
+    assert "nowhere/annotations/train.json" in capsys.readouterr().err
+    # But what there is a checkpoint of stays recorded.
+    (folder / "last_checkpoint").touch()
+    assert tool.main(arguments(tmp_path / "nowhere", tmp_path / "runs")) == 1
+    assert (folder / "command.json").exists()
+
+
+def test_a_run_of_another_content_of_its_config_is_refused(tool, tmp_path):
+    base, config, folder = tmp_path / "base.yaml", tmp_path / "config.yaml", tmp_path / "run"
+    base.write_text("SOLVER: {BASE_LR: 0.1}")
+    config.write_text('_BASE_: "base.yaml"\nSEED: 1')
+    folder.mkdir()
+    command = ["--resume", "--config-file", str(config), "SEED", "1"]
+    (folder / "command.json").write_text(json.dumps(command))  # as before contents were recorded
+    (folder / "finished").touch()
+    tool.train(str(config), 1, folder, [])
+    tool.train(str(config), 1, folder, [])
+    base.write_text("SOLVER: {BASE_LR: 0.2}")
+    with pytest.raises(UserError, match="another content of its config .*config_content.json"):
+        tool.train(str(config), 1, folder, [])
+
+
+def test_a_record_that_is_cut_off_is_refused(tool, tmp_path):
+    (tmp_path / "command.json").write_text('["--resume", "--conf')
+    with pytest.raises(UserError, match="other options.*command.json"):
+        tool.train(CONFIG, 1, tmp_path, [])
+
+
+@pytest.mark.parametrize("content", [None, "", "a: [", "a: *b"])
+def test_a_config_that_cannot_be_read_is_named(tool, tmp_path, capsys, content):
+    config = tmp_path / "config.yaml"
+    if content is not None:
+        config.write_text(content)
+    assert tool.main([str(config), "--output", str(tmp_path / "runs")]) == 1
+    assert f"cannot read {config}" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_output_that_is_a_file_is_refused(tool, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert tool.main([CONFIG, "--output", str(tmp_path / "file")]) == 1
+    assert "cannot make the folder" in capsys.readouterr().err
+
+
+def test_at_least_one_seed_is_asked_for(tool, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        tool.main([CONFIG, "--output", str(tmp_path), "--num-seeds", "0"])
+    assert "--num-seeds: expected a whole number of at least 1" in capsys.readouterr().err
 
 
 def test_two_configs_of_one_name_are_refused(tool, tmp_path, capsys):
@@ -74,6 +120,17 @@ def test_the_last_evaluation_counts(tool, tmp_path):
     assert tool.read_result(tmp_path) == [2.0] * len(tool.METRICS)
     (tmp_path / "metrics.json").write_text(json.dumps({"bbox/AP": 1.0}))
     with pytest.raises(UserError, match="has no bbox/AP50.*lrp/oLRP"):
+        tool.read_result(tmp_path)
+
+
+def test_a_line_that_is_cut_off_is_passed_over(tool, tmp_path):
+    row = json.dumps(dict.fromkeys(tool.METRICS, 1.0))
+    (tmp_path / "metrics.json").write_text(f"{row}\n{row[:30]}\n\n")
+    assert tool.read_result(tmp_path) == [1.0] * len(tool.METRICS)
+
+
+def test_a_finished_run_without_figures_is_named(tool, tmp_path):
+    with pytest.raises(UserError, match="finished but has no metrics.json; remove the folder"):
         tool.read_result(tmp_path)
 
 

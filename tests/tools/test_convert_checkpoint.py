@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
+import pickle
 import re
 import resource
 from collections import OrderedDict
@@ -29,12 +29,8 @@ R50_ATSS = "alrp_retinanet_R_50_FPN_ATSS_100e"
 
 
 @pytest.fixture(scope="module")
-def main():
-    path = ROOT / "tools" / "convert_checkpoint.py"
-    spec = importlib.util.spec_from_file_location("convert_checkpoint_tool", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+def main(load_script):
+    return load_script("tools/convert_checkpoint.py").main
 
 
 @pytest.fixture
@@ -165,6 +161,47 @@ def test_torchvision_weights_are_checked_against_a_config(run, fail):
     assert "res4.6.conv1.weight is missing" in text
 
 
+@pytest.mark.parametrize("prefix", ["module.", "backbone.", "module.backbone."])
+def test_prefixes_of_a_lone_backbone_are_taken_off(run, prefix):
+    backbone = torchvision.models.resnet18(weights=None).state_dict()
+    status, text = run({f"{prefix}{name}": tensor for name, tensor in backbone.items()})
+    assert status == 0 and "in.pth: a backbone" in text
+    stem = load_output()["model"]["backbone.bottom_up.stem.conv1.weight"]
+    assert_close(stem, backbone["conv1.weight"], rtol=0, atol=0)
+
+
+def test_a_backbone_that_lacks_a_tensor_is_not_written(fail):
+    backbone = torchvision.models.resnet18(weights=None).state_dict()
+    del backbone["layer4.1.conv2.weight"]
+    assert re.search(r"1 missing, .*\n  layer4.1.conv2.weight\n", fail(backbone))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_weights_that_are_not_finite_are_refused(run, fail, value, reverse):
+    content = published()
+    if reverse:
+        assert run(content)[0] == 0
+        content = load_output()
+    state = content["model" if reverse else "state_dict"]
+    state["head.cls_score.bias" if reverse else "bbox_head.retina_cls.bias"][3] = value
+    text = fail(content, *(["--reverse"] if reverse else []))
+    renamed = "bbox_head.retina_cls.bias" if reverse else "head.cls_score.bias"
+    assert f"tensor {renamed} holds NaN or Inf" in text
+
+
+def test_the_detector_of_one_box_per_location_is_assumed_or_told_by_a_config(run, fail):
+    assert run(published(MODELS["focal_foveabox_R_50_FPN_100e"]))[0] == 0
+    converted = load_output()
+    status, text = run(converted, "--reverse")
+    assert status == 0 and "assumed to be a FoveaBox" in text
+    fovea, retina = ROWS / "focal_foveabox_R_50_FPN_100e.yaml", ROWS / f"{R50_ATSS}.yaml"
+    status, text = run(converted, "--reverse", "--config-file", fovea)
+    assert status == 0 and "assumed" not in text
+    text = fail(converted, "--reverse", "--config-file", retina)
+    assert "expected a RetinaNet with 2 or 3 or 6 anchors" in text
+
+
 def saved(content, **options):
     torch.save(content, "whole.pth", **options)
     data = Path("whole.pth").read_bytes()
@@ -214,7 +251,9 @@ SSD = {"backbone.features.0.weight": torch.ones(1), "bbox_head.cls_convs.0.weigh
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"<html>404</html>", "cannot be read"),
+        (b"<html>404</html>", r"cannot be read \(it is a text file\)"),
+        (b"", r"cannot be read \(it is empty\)"),
+        (pickle.dumps({"a": 1}, protocol=4), r"\(it is a plain pickle, not written by torch.save"),
         ([1, 2], "expected a dictionary, but the file holds a list"),
         ({"optimizer": {"state": {}, "param_groups": []}}, "expected weights, .* 'optimizer'"),
         ({"state_dict": OrderedDict()}, "expected weights, .* 'state_dict'"),
@@ -223,7 +262,18 @@ SSD = {"backbone.features.0.weight": torch.ones(1), "bbox_head.cls_convs.0.weigh
         (without_p7(), r"1 missing, .*\n  neck.fpn_convs.4.conv.bias\n"),
         ({"model": {"backbone.bottom_up.stem.conv1.weight": torch.ones(1)}}, "nothing to convert"),
     ],
-    ids=["html", "list", "optimizer", "empty", "ssd", "mask_rcnn", "incomplete", "detectron2"],
+    ids=[
+        "html",
+        "empty_file",
+        "pickle",
+        "list",
+        "optimizer",
+        "empty",
+        "ssd",
+        "mask_rcnn",
+        "incomplete",
+        "detectron2",
+    ],
 )
 def test_what_cannot_be_converted_is_explained(fail, content, message):
     text = fail(content)
@@ -247,6 +297,24 @@ def test_a_place_that_cannot_be_written_is_named(main, run, capsys, target):
     assert main(["in.pth", target]) == 1
     assert f"{target} cannot be written" in capsys.readouterr().err
     assert sorted(os.listdir()) == ["folder", "in.pth"] and not os.listdir("folder")
+
+
+def test_a_link_is_followed_and_stays(main, run):
+    torch.save(published(), "in.pth")
+    os.symlink("older.pth", "out.pth")
+    Path("older.pth").write_bytes(b"older")
+    assert main(["in.pth", "out.pth"]) == 0
+    assert os.readlink("out.pth") == "older.pth" and "model" in load_output()
+
+
+@pytest.mark.parametrize("target", ["pipe", "link.pth"])
+def test_a_pipe_is_not_replaced_by_a_file(main, run, capsys, target):
+    torch.save(published(), "in.pth")
+    os.mkfifo("pipe")
+    os.symlink("pipe", "link.pth")
+    assert main(["in.pth", target]) == 1
+    assert f"{target} cannot be written: it is no plain file" in capsys.readouterr().err
+    assert Path("pipe").is_fifo()
 
 
 def test_a_full_disk_leaves_the_older_file(fail):

@@ -1,6 +1,5 @@
 """tools/demo.py and demo/demo.py, as processes on a tiny dataset and function by function."""
 
-import importlib.util
 import json
 import math
 import os
@@ -21,22 +20,14 @@ SPLITS = ("train", "val")
 LRP_KEYS = ("oLRP", "oLRP_Loc", "oLRP_FP", "oLRP_FN")
 
 
-def load(path):
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def tool(load_script):
+    return load_script("tools/demo.py")
 
 
 @pytest.fixture(scope="module")
-def tool():
-    return load(ROOT / "tools" / "demo.py")
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return load(ROOT / "demo" / "demo.py")
+def demo(load_script):
+    return load_script("demo/demo.py")
 
 
 def overrides(root, **more):
@@ -272,6 +263,15 @@ def test_inputs_are_checked_before_the_model_is_built(demo, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         demo.output_paths(names, ".")
+
+
+@pytest.mark.parametrize("output", ["file", "file/below"])
+def test_an_output_that_is_a_file_is_refused(demo, tmp_path, capsys, output):
+    (tmp_path / "file").touch()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.bmp")
+    arguments = ["--config-file", CONFIG, "--input", str(tmp_path / "a.bmp")]
+    assert demo.main([*arguments, "--output", str(tmp_path / output)]) == 1
+    assert f"error: --output: {tmp_path / 'file'} is a file" in capsys.readouterr().err
 
 
 def test_missing_weights_are_explained_without_a_traceback(demo, tmp_path, capsys):

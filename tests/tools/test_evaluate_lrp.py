@@ -1,6 +1,5 @@
 """The command line on golden files, and what it says about bad ones."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -27,11 +26,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.fixture(scope="module")
-def main():
-    spec = importlib.util.spec_from_file_location("evaluate_lrp_tool", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+def main(load_script):
+    return load_script("tools/evaluate_lrp.py").main
 
 
 def percent(value, factor=100):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Mapping, NamedTuple
+from typing import Mapping, NamedTuple, Optional
 from torch import Tensor
 
 from ..errors import UserError
@@ -110,12 +110,16 @@ DETECTRON2 = _Naming(
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
-def architecture_of(state: Mapping[str, Tensor], naming: _Naming) -> Architecture:
+def architecture_of(
+    state: Mapping[str, Tensor], naming: _Naming, dense_detector: Optional[str] = None
+) -> Architecture:
     """Architecture of a state dict, of which single tensors may be missing.
 
     Args:
         state: names to tensors.
         naming: ``PUBLISHED`` or ``DETECTRON2``.
+        dense_detector: which one it is if ``DETECTRON2`` names a RetinaNet or a FoveaBox; by
+            default a FoveaBox if there is one box per location.
 
     Raises:
         UserError: if it is none that the published detectors could have.
@@ -140,8 +144,8 @@ def architecture_of(state: Mapping[str, Tensor], naming: _Naming) -> Architectur
         anchors = num_values // 4
         num_classes = num_scores // max(anchors, 1)
         is_whole = num_values % 4 == 0 and num_scores == anchors * num_classes
-        if naming is DETECTRON2 and anchors == 1:
-            detector = FOVEABOX
+        if naming is DETECTRON2:
+            detector = dense_detector or (FOVEABOX if anchors == 1 else RETINANET)
     expected = {a.anchors for a in PUBLISHED_ROWS.values() if a.detector == detector}
     if not is_whole or num_classes < 1 or anchors not in expected:
         raise UserError(

@@ -43,6 +43,13 @@ def is_torchvision_resnet(state: Mapping[str, Tensor]) -> bool:
     return {"conv1.weight", "bn1.weight", "layer1.0.conv1.weight"} <= set(state)
 
 
+def without_prefix(state: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
+    """The state dict with a prefix taken off, if all names have it; else as it is."""
+    if not all(name.startswith(prefix) for name in state):
+        return state
+    return {name[len(prefix) :]: tensor for name, tensor in state.items()}
+
+
 def torchvision_to_detectron2(state: Mapping[str, Tensor]) -> Conversion:
     """Rename the tensors of a torchvision ResNet or ResNeXt for Detectron2's ``ResNet``.
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from typing import Any
+from typing import Any, Mapping, Optional
 import torch
 from torch import Tensor
 
 from ..errors import UserError
+
+# At the start of PyTorch's old format, as pickled.
+_MAGIC_NUMBER = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -54,15 +57,32 @@ def split_checkpoint(content: dict[str, Any], path: str) -> tuple[dict[str, Tens
     return dict(state), [] if entry is None else [key for key in content if key != entry]
 
 
+def non_finite_tensor(state: Mapping[str, Tensor]) -> Optional[str]:
+    """Name of the first tensor with NaN or Inf; None if there is none."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return name
+    return None
+
+
 def write_checkpoint(content: dict[str, Any], path: str) -> None:
     """Save ``content``; a file of that name is replaced at the end, or stays as it is.
 
+    Args:
+        content: for ``torch.save``.
+        path: of a file, or of a link to one, which then stays a link.
+
     Raises:
-        UserError: if the file cannot be written.
+        UserError: if the file cannot be written, or something else has that name.
     """
-    temporary = None
+    temporary, link, path = None, path, os.path.realpath(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(
+            f"{link} cannot be written: it is no plain file, but a folder, a pipe or a device; "
+            "name another file."
+        )
     try:
-        folder = os.path.dirname(os.path.abspath(path))
+        folder = os.path.dirname(path)
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=os.path.basename(path) + ".")
         with os.fdopen(handle, "wb") as file:
             torch.save(content, file)
@@ -71,7 +91,7 @@ def write_checkpoint(content: dict[str, Any], path: str) -> None:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # PyTorch's writer turns a full disk into the latter
-        raise UserError(f"{path} cannot be written ({error}); choose another folder.") from error
+        raise UserError(f"{link} cannot be written ({error}); choose another folder.") from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.remove(temporary)
@@ -98,7 +118,7 @@ def explain_unreadable(path: str, error: Exception) -> str:
     classes = _foreign_classes(path, error)
     if not classes:
         return (
-            f"checkpoint {path} cannot be read ({_reason(error)}); it may be truncated or not a "
+            f"checkpoint {path} cannot be read ({_reason(path, error)}); it may be truncated or no "
             "PyTorch checkpoint. Copy or download it again and compare its size."
         )
     return (
@@ -129,8 +149,16 @@ def _is_cut_off_in(path: str, name: str) -> bool:
         return name.encode() in file.read()
 
 
-def _reason(error: Exception) -> str:
-    """What an error says, without the advice of PyTorch to load the file unsafely."""
+def _reason(path: str, error: Exception) -> str:
+    """What kind of file it is, or what an error says without PyTorch's advice to load unsafely."""
+    with open(path, "rb") as file:
+        head = file.read(256)
+    if not head:
+        return "it is empty"
+    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
+        return "it is a text file"
+    if head.startswith(b"\x80") and _MAGIC_NUMBER not in head:
+        return "it is a plain pickle, not written by torch.save"
     text = str(error) or type(error).__name__
     if "weights_only" not in text:
         return text.splitlines()[0].split(". ")[0]

@@ -21,7 +21,7 @@ from .architecture import (
     Architecture,
     architecture_of,
 )
-from .conversion import STARTS_AT_ZERO, resnet_name, torchvision_to_detectron2
+from .conversion import STARTS_AT_ZERO, resnet_name, without_prefix
 
 BACKBONE_PREFIX = "backbone.bottom_up."
 
@@ -72,8 +72,7 @@ def published_to_detectron2(state: Mapping[str, Tensor]) -> PublishedConversion:
     Raises:
         UserError: if it is of another detector.
     """
-    if state and all(name.startswith("module.") for name in state):
-        state = {name[len("module.") :]: tensor for name, tensor in state.items()}
+    state = without_prefix(state, "module.")
     if any(name.startswith(BACKBONE_PREFIX) for name in state):
         raise UserError(
             "expected the names of MMDetection or torchvision, but got those of Detectron2 "
@@ -83,8 +82,15 @@ def published_to_detectron2(state: Mapping[str, Tensor]) -> PublishedConversion:
     return _convert(state, architecture, name_table(architecture), PUBLISHED, ANCHOR_ORDER)
 
 
-def detectron2_to_published(state: Mapping[str, Tensor]) -> PublishedConversion:
+def detectron2_to_published(
+    state: Mapping[str, Tensor], detector: Optional[str] = None
+) -> PublishedConversion:
     """The way back; the training state of this project is dropped.
+
+    Args:
+        state: Detectron2's names to tensors.
+        detector: "RetinaNet" or "FoveaBox", whose names here are the same; by default a FoveaBox
+            if there is one box per location.
 
     Raises:
         UserError: if it is of a detector that the published code does not have.
@@ -94,19 +100,10 @@ def detectron2_to_published(state: Mapping[str, Tensor]) -> PublishedConversion:
             f"expected Detectron2's names ({BACKBONE_PREFIX}...), but got "
             f"{', '.join(list(state)[:2])}, ...; leave --reverse out to convert to them."
         )
-    architecture = architecture_of(state, DETECTRON2)
+    architecture = architecture_of(state, DETECTRON2, detector)
     table = {new: old for old, new in name_table(architecture).items()}
     inverse = tuple(ANCHOR_ORDER.index(i) for i in range(len(ANCHOR_ORDER)))
     return _convert(state, architecture, table, DETECTRON2, inverse)
-
-
-def imagenet_to_detectron2(state: Mapping[str, Tensor]) -> PublishedConversion:
-    """A torchvision ResNet or ResNeXt (also open-mmlab's) as the backbone of a detector."""
-    renamed, dropped, leftovers = torchvision_to_detectron2(state)
-    renamed = {BACKBONE_PREFIX + name: tensor for name, tensor in renamed.items()}
-    out = {*dropped, *leftovers}
-    names = dict(zip((name for name in state if name not in out), renamed))
-    return PublishedConversion(None, renamed, names, dropped, leftovers, [])
 
 
 def shape_differences(

@@ -14,21 +14,28 @@ from detectron2.modeling import build_model
 from ..checkpoint import (
     BACKBONE_PREFIX,
     CLASS_COUNT_KEYS,
+    FOVEABOX,
+    RETINANET,
     Architecture,
     PublishedConversion,
     conversion_report,
     detectron2_to_published,
     imagenet_to_detectron2,
     is_torchvision_resnet,
+    non_finite_tensor,
     published_to_detectron2,
     read_checkpoint,
     rows_of,
     shape_differences,
     split_checkpoint,
+    without_prefix,
     write_checkpoint,
 )
 from ..errors import UserError
 from .command import setup_config
+
+# What has the same names here, by MODEL.META_ARCHITECTURE.
+_DENSE_DETECTORS = {"ALRPRetinaNet": RETINANET, "RetinaNet": RETINANET, "FoveaBox": FOVEABOX}
 
 
 def convert_file(
@@ -63,20 +70,20 @@ def convert_file(
         raise UserError(f"source and target are the same file, {source}; name another to write.")
     content = read_checkpoint(source)
     state, beside = split_checkpoint(content, source)
-    if reverse:
-        result = detectron2_to_published(state)
-    elif is_torchvision_resnet(state):
-        result = imagenet_to_detectron2(state)
-    else:
-        result = published_to_detectron2(state)
+    state = without_prefix(state, "module.")
+    result = _convert(state, reverse, config_file)
     lines = [
         f"{source}: {result.architecture or 'a backbone'}",
         conversion_report(result, verbose),
         f"beside the weights: {', '.join(beside) or 'nothing'} ('meta' is kept, all else is not)",
     ]
-    if result.leftovers or result.missing:
-        raise UserError(
-            "\n".join([*lines, f"tensors are left over or missing: {target} was not written."])
+    reason = _why_unusable(result)
+    if reason:
+        raise UserError("\n".join([*lines, f"{reason}: {target} was not written."]))
+    if reverse and not config_file and result.architecture.detector == FOVEABOX:
+        lines.append(
+            "one box per location: assumed to be a FoveaBox; --config-file tells it from a "
+            "RetinaNet with one anchor"
         )
     configs = _configs(result.architecture, config_folder)
     if config_file or configs:
@@ -89,6 +96,30 @@ def convert_file(
     checkpoint = {"model": result.state, "__author__": "alrp", "matching_heuristics": False}
     write_checkpoint({**checkpoint, "meta": meta}, target)
     return "\n".join([*lines, f"wrote {target}", _advice(result, configs, config_file, target)])
+
+
+def _convert(
+    state: Mapping[str, Tensor], reverse: bool, config_file: Optional[str]
+) -> PublishedConversion:
+    """The conversion for what the names say that a state dict is."""
+    if reverse:
+        cfg = _load(config_file, []) if config_file else None
+        detector = _DENSE_DETECTORS.get(cfg.MODEL.META_ARCHITECTURE) if cfg else None
+        return detectron2_to_published(state, detector)
+    backbone = without_prefix(state, "backbone.")
+    if is_torchvision_resnet(backbone):
+        return imagenet_to_detectron2(backbone)
+    return published_to_detectron2(state)
+
+
+def _why_unusable(result: PublishedConversion) -> str:
+    """Why no model could load the outcome of a conversion; empty if one could."""
+    if result.leftovers or result.missing:
+        return "tensors are left over or missing"
+    name = non_finite_tensor(result.state)
+    if name:
+        return f"tensor {name} holds NaN or Inf, as the training that wrote it had diverged"
+    return ""
 
 
 def _configs(architecture: Optional[Architecture], folder: str) -> list[str]:
