@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from datetime import timedelta
 from pathlib import Path
 import torch
 import torch.distributed as dist
+from gloo_worker import gloo_group
 from torch import Tensor
 
 from alrp.losses import alrp_loss, ap_loss
@@ -74,15 +74,7 @@ def bridge_losses(rank: int, world_size: int) -> dict:
 
 def run_shares(rank: int, world_size: int, folder: str) -> None:
     """Write what this process gets for each share of so many processes."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=60),
-    )
-    try:
+    with gloo_group(rank, world_size, folder):
         names = [name for name, shares in SHARES.items() if len(shares) == world_size]
         results = {
             (name, loss): loss_and_gradients(loss, make_share(name, rank), dist.group.WORLD)
@@ -92,8 +84,6 @@ def run_shares(rank: int, world_size: int, folder: str) -> None:
         results["bridge"] = bridge_losses(rank, world_size)
         results["refused"] = refused(rank)
         torch.save(results, Path(folder) / f"rank{rank}.pth")
-    finally:
-        dist.destroy_process_group()
 
 
 def refused(rank: int) -> str:
