@@ -242,7 +242,7 @@ def test_class_index_beyond_the_dataset_is_explained(tiny_case, register):
 
 
 WORKER = """
-import importlib.util, json, sys
+import importlib.util, json, os, sys
 import torch.distributed as dist
 test_file, conftest_file, meeting_point, rank = sys.argv[1:]
 
@@ -263,8 +263,11 @@ metadata.thing_dataset_id_to_contiguous_id = {value: index for index, value in e
 evaluator = tests.LRPEvaluator("lrp")
 evaluator.reset()
 tests.process_case(evaluator, case, slice(0, 15) if rank == "0" else slice(15, None))
-print("RESULT " + json.dumps(evaluator.evaluate()))
+print("RESULT " + json.dumps(evaluator.evaluate()), flush=True)
+dist.barrier()
 dist.destroy_process_group()
+# Gloo's threads for the group that Detectron2 made may still run, and would abort a normal exit.
+os._exit(0)
 """
 
 
