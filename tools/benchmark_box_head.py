@@ -10,12 +10,12 @@ beyond model, features and the buffers of their gradients.
 """
 
 import argparse
-import resource
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 import torch
+from measuring import MIB, device_name, markdown, peak_so_far, random_boxes, whole_number
 
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
@@ -28,27 +28,19 @@ from alrp.config import add_alrp_config
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "COCO-Detection"
 NAMES = ("alrp_faster_rcnn_R_50_FPN_100e", "ce_faster_rcnn_R_50_FPN_100e")
 SIDE, STRIDES, NUM_PROPOSALS, NUM_OBJECTS = 512, (4, 8, 16, 32), 1000, 8
-MIB = 2**20
 
 
-def random_boxes(number: int) -> torch.Tensor:
-    """(number, 4) XYXY within the image, with sides of 16 to 256 pixels."""
-    sides = 16 * 16 ** torch.rand(number, 2)
-    corners = torch.rand(number, 2) * (SIDE - sides)
-    return torch.cat([corners, corners + sides], dim=1)
-
-
-def random_image() -> tuple[Instances, Instances]:
+def random_image(generator: torch.Generator) -> tuple[Instances, Instances]:
     """Ground truth, and proposals of which a fifth lie around it."""
-    objects = random_boxes(NUM_OBJECTS)
+    objects = random_boxes(NUM_OBJECTS, SIDE, generator)
     near = objects.repeat(NUM_PROPOSALS // 5 // NUM_OBJECTS, 1)
-    near = (near + 6 * torch.randn_like(near)).clamp(0, SIDE)
-    proposals = torch.cat([random_boxes(NUM_PROPOSALS - len(near)), near])
+    near = (near + 6 * torch.randn(near.shape, generator=generator)).clamp(0, SIDE)
+    proposals = torch.cat([random_boxes(NUM_PROPOSALS - len(near), SIDE, generator), near])
     return (
         Instances(
             (SIDE, SIDE),
             gt_boxes=Boxes(objects),
-            gt_classes=torch.randint(0, 80, (NUM_OBJECTS,)),
+            gt_classes=torch.randint(80, (NUM_OBJECTS,), generator=generator),
         ),
         Instances(
             (SIDE, SIDE),
@@ -58,17 +50,9 @@ def random_image() -> tuple[Instances, Instances]:
     )
 
 
-def memory_in_use(device: torch.device) -> int:
-    """Peak so far, in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def measure(name: str, num_images: int, device_name: str) -> tuple[float, float, float, float]:
     """Positives and negatives per image, and MiB after forward and after backward."""
-    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     device = torch.device(device_name)
     cfg = get_cfg()
     add_alrp_config(cfg)
@@ -83,38 +67,39 @@ def measure(name: str, num_images: int, device_name: str) -> tuple[float, float,
     }
     for tensor in [*features.values(), *heads.parameters()]:
         tensor.requires_grad_().grad = torch.zeros_like(tensor)
-    images = [tuple(x.to(device) for x in random_image()) for _ in range(num_images)]
+    images = [tuple(x.to(device) for x in random_image(generator)) for _ in range(num_images)]
     batch = ImageList(torch.zeros(num_images, 3, SIDE, SIDE), [(SIDE, SIDE)] * num_images)
     gt_instances, proposals = zip(*images)
 
-    before = memory_in_use(device)
+    before = peak_so_far(device)
     with EventStorage() as storage:
         losses = heads(batch, features, list(proposals), list(gt_instances))[1]
         counts = [storage.latest()[f"roi_head/num_{kind}_samples"][0] for kind in ("fg", "bg")]
-    after_forward = memory_in_use(device)
+    after_forward = peak_so_far(device)
     sum(losses.values()).backward()
     return (
         *counts,
         (after_forward - before) / MIB,
-        (memory_in_use(device) - before) / MIB,
+        (peak_so_far(device) - before) / MIB,
     )
 
 
 def main(argv=None) -> int:
     """Measure both heads and print a table; returns the exit status."""
     parser = argparse.ArgumentParser(description="Memory of the box heads in a training step.")
-    parser.add_argument("--images", type=int, default=8, help="images of a batch (default: 8)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--images", type=whole_number(1), default=8, help="images of a batch (default: 8)"
+    )
+    parser.add_argument("--device", type=device_name, default="cpu", help="cpu or cuda")
     args = parser.parse_args(argv)
-    if args.images < 1 or (args.device == "cuda" and not torch.cuda.is_available()):
-        parser.error("expected 1 image or more, and --device cuda only where there is a GPU.")
-    print("| box head | positives, negatives per image | MiB after forward | after backward |")
-    print("|---|---|---|---|")
+    rows = []
     for name in NAMES:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             figures = pool.submit(measure, name, args.images, args.device).result()
-        positives, negatives, forward, backward = figures
-        print(f"| `{name}` | {positives:.0f}, {negatives:.0f} | {forward:.0f} | {backward:.0f} |")
+        positives, negatives, *mebibytes = figures
+        rows.append([f"`{name}`", f"{positives:.0f}, {negatives:.0f}", *mebibytes])
+    header = ["box head", "positives, negatives per image", "MiB after forward", "after backward"]
+    print(markdown(header, rows))
     return 0
 
 

@@ -127,12 +127,17 @@ def peak_of_process(function: Callable, *args, device: torch.device) -> int:
 
 def _peak_here(function: Callable, args: tuple, device: torch.device, threads: int) -> int:
     torch.set_num_threads(threads)
-    unit = 1 if sys.platform == "darwin" else 1024
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_so_far(device)
     function(*args)
+    return peak_so_far(device) - before
+
+
+def peak_so_far(device: torch.device) -> int:
+    """Peak memory of this process in bytes: of PyTorch's allocator on a GPU, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def random_boxes(count: int, size: int, generator: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ from ..checkpoint import (
     explain_unreadable,
     has_published_names,
     is_torchvision_resnet,
+    non_finite_tensor,
     torchvision_to_detectron2,
 )
 from ..errors import UserError
@@ -101,13 +102,14 @@ class CheckedCheckpointer(DetectionCheckpointer):
         return {"model": model, "__author__": "torchvision", "backbone_prefix": prefix}
 
     def _load_model(self, checkpoint: dict[str, Any]):
-        for name, value in checkpoint["model"].items():
-            tensor = torch.as_tensor(value)
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise UserError(
-                    f"checkpoint: tensor {name} holds NaN or Inf, so the training that wrote it "
-                    "had diverged; use an earlier checkpoint or a lower learning rate."
-                )
+        # Checkpoints of Detectron2's own zoo hold NumPy arrays.
+        state = {name: torch.as_tensor(value) for name, value in checkpoint["model"].items()}
+        name = non_finite_tensor(state)
+        if name is not None:
+            raise UserError(
+                f"checkpoint: tensor {name} holds NaN or Inf, so the training that wrote it "
+                "had diverged; use an earlier checkpoint or a lower learning rate."
+            )
         incompatible = super()._load_model(checkpoint)
         missing = list(incompatible.missing_keys)
         misshapen = [
