@@ -166,3 +166,15 @@ def golden_gradient_errors(case, predictions):
         expected = torch.cat([torch.from_numpy(case[f"{key}{i}"]).flatten() for i in range(5)])
         errors.append(((actual - expected).norm() / expected.double().norm()).item())
     return errors
+
+
+def detect_at_twice_the_size(model):
+    """Detections of a model in eval mode on 96 x 64 pixels, in coordinates of 192 x 128."""
+    inputs = image(64, 96)
+    inputs["height"], inputs["width"] = 128, 192
+    with torch.no_grad():
+        instances = model([inputs])[0]["instances"]
+    assert 0 < len(instances) <= 100
+    assert (instances.pred_boxes.tensor >= 0).all()
+    assert (instances.scores.diff() <= 0).all()
+    return instances
