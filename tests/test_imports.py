@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "config": frozenset({"modeling", "data", "errors"}),
     "engine": ANY | {"errors", ""},
 }
-LOSSES_FOREIGN = sys.stdlib_module_names | {"torch", "torchvision"}
+LOSSES_FOREIGN = sys.stdlib_module_names | {"torch", "torchvision", "numba", "numpy"}
 
 
 def imported_names(tree: ast.AST, module: str) -> Iterator[str]:
@@ -213,6 +213,21 @@ def test_losses_work_without_detectron2():
     )
     done = run_without({"detectron2", "fvcore", "pycocotools", "PIL", "cv2"}, code)
     assert done.returncode == 0, done.stderr
+
+
+def test_losses_work_without_numba_and_say_what_it_costs():
+    code = (
+        "import torch\n"
+        "from alrp.losses import ap_loss\n"
+        "logits = torch.tensor([0.3, 0.0], requires_grad=True)\n"
+        "for _ in range(2):\n"
+        "    ap_loss(logits, torch.tensor([1, 0])).backward()\n"
+        "print(*logits.grad.tolist())\n"  # twice -+ 0.35 / 1.35
+    )
+    done = run_without({"numba"}, code)
+    assert done.returncode == 0, done.stderr
+    assert [float(x) for x in done.stdout.split()] == pytest.approx([-0.7 / 1.35, 0.7 / 1.35])
+    assert done.stderr.count("pip install numba") == 1
 
 
 def test_missing_detectron2_is_explained_where_it_is_first_needed():

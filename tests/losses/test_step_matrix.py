@@ -10,24 +10,29 @@ from hypothesis import strategies as st
 from reference import smoothed_step
 from torch.testing import assert_close
 
-from alrp.losses import negatives as negatives_module
-from alrp.losses.grid import Grid
-from alrp.losses.negatives import GridNegatives, SearchedNegatives
-from alrp.losses.step_matrix import StepMatrix, nonzero_indices, prefix_sum, suffix_sum
+from alrp.losses import compiled as compiled_module
+from alrp.losses import step_matrix as step_matrix_module
+from alrp.losses.compiled import CompiledStepMatrix
+from alrp.losses.step_matrix import StepMatrix, prefix_sum, suffix_sum
 
-KINDS = [GridNegatives, SearchedNegatives]
+KINDS = [StepMatrix, CompiledStepMatrix]
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
+def matrix_of(kind, queries, delta):
+    """The matrix of queries in any order."""
+    return kind(torch.as_tensor(queries).sort().values, delta)
+
+
 def products(kind, logits, targets, weights, delta):
-    """(false positives, rmatvec) of a class, and of the full matrix in float64."""
+    """(matvec, rmatvec) of a class, and of the full matrix in float64."""
     logits, targets = torch.as_tensor(logits), torch.as_tensor(targets)
-    matrix = StepMatrix(logits[targets == 1], delta)
-    negatives = kind(matrix, logits, targets)
-    actual = negatives.matvec(), negatives.rmatvec(torch.as_tensor(weights), logits, targets)
+    matrix = matrix_of(kind, logits[targets == 1], delta)
+    keys = matrix.place(logits, targets)
+    actual = matrix.matvec(keys), matrix.rmatvec(torch.as_tensor(weights), keys, logits)
 
     s = logits.double().numpy()
-    H = smoothed_step(s[None, :] - s[targets.numpy() == 1][:, None], delta)
+    H = smoothed_step(s[None, :] - np.sort(s[targets.numpy() == 1])[:, None], delta)
     H = np.where(targets.numpy() == 0, H, 0.0)
     return actual, (H.sum(axis=1), weights @ H)
 
@@ -85,14 +90,18 @@ CASES = (
 ).split()
 
 
+@pytest.fixture(params=["one_part", "parts"])
+def parts(request, monkeypatch):
+    """Read 3000 entries at once, or in several blocks and threads."""
+    if request.param == "parts":
+        monkeypatch.setattr(step_matrix_module, "_BLOCK", 700)
+        monkeypatch.setattr(compiled_module, "_ENTRIES_PER_THREAD", 700)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+
+
 @kinds
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("block", [1 << 20, 700], ids=["one_block", "blocks"])
-def test_sums_over_negatives_and_positives_equal_the_full_matrix(
-    rng, monkeypatch, kind, name, block
-):
-    monkeypatch.setattr(negatives_module, "_CPU_BLOCK", block)
-    monkeypatch.setattr(negatives_module, "_DEVICE_BLOCK", block)
+def test_sums_over_keys_and_queries_equal_the_full_matrix(rng, parts, kind, name):
     logits, targets, delta = case(name, rng)
     weights = rng.random(int((targets == 1).sum()))
     assert_products_near(*products(kind, logits, targets, weights, delta), rtol=1e-6)
@@ -112,20 +121,20 @@ def test_entries_that_are_no_negatives_get_exactly_zero(rng, kind, rubbish):
     logits, targets, delta = case("plain", rng)
     logits[targets == -1] = rubbish
     logits, targets = torch.as_tensor(logits), torch.as_tensor(targets)
-    matrix = StepMatrix(logits[targets == 1], delta)
-    weights = torch.ones(len(matrix.descending))
-    sums = kind(matrix, logits, targets).rmatvec(weights, logits, targets)
+    matrix = matrix_of(kind, logits[targets == 1], delta)
+    weights = torch.ones(int((targets == 1).sum()), dtype=torch.float64)
+    sums = matrix.rmatvec(weights, matrix.place(logits, targets), logits)
     assert not sums[targets != 0].any() and sums[targets == 0].any()
 
 
 @kinds
 def test_there_may_be_no_entries_at_all(kind):
     """As on a process without any, when batches are ranked together."""
-    matrix = StepMatrix(torch.tensor([0.5, 1.5]), 1.0)
-    logits, targets = torch.zeros(0), torch.zeros(0, dtype=torch.int8)
-    negatives = kind(matrix, logits, targets)
-    assert negatives.matvec().tolist() == [0.0, 0.0]
-    assert negatives.rmatvec(torch.ones(2), logits, targets).shape == (0,)
+    matrix = kind(torch.tensor([0.5, 1.5]), 1.0)
+    logits = torch.zeros(0)
+    keys = matrix.place(logits, torch.zeros(0, dtype=torch.int8))
+    assert matrix.matvec(keys).tolist() == [0.0, 0.0]
+    assert matrix.rmatvec(torch.ones(2, dtype=torch.float64), keys, logits).shape == (0,)
 
 
 @kinds
@@ -150,79 +159,60 @@ logit_lists = st.lists(
 
 
 @given(entries=logit_lists, delta=st.sampled_from([1e-3, 0.25, 1.0, 10.0]))
-def test_the_two_ways_of_placing_negatives_agree(entries, delta):
+def test_both_kinds_agree(entries, delta):
     logits = torch.tensor([e[0] for e in entries] + [0.0], dtype=torch.float32)
     targets = torch.tensor([e[1] for e in entries] + [1])
-    matrix = StepMatrix(logits[targets == 1], delta)
-    weights = torch.linspace(0.1, 1.0, len(matrix.descending), dtype=torch.float64)
-    grid, searched = (kind(matrix, logits, targets) for kind in KINDS)
-    assert_close(grid.matvec(), searched.matvec(), rtol=1e-9, atol=1e-9)
-    sums = [kind.rmatvec(weights, logits, targets) for kind in (grid, searched)]
-    assert_close(*sums, rtol=1e-6, atol=1e-7)
+    weights = torch.linspace(0.1, 1.0, int((targets == 1).sum()), dtype=torch.float64)
+    found = []
+    for kind in KINDS:
+        matrix = matrix_of(kind, logits[targets == 1], delta)
+        keys = matrix.place(logits, targets)
+        sums = matrix.matvec(keys), matrix.rmatvec(weights, keys, logits)
+        found.append([keys.cells.int(), *sums, matrix.among_queries(weights)])
+    (cells, *sums), (other_cells, *other_sums) = found
+    assert_close(cells, other_cells, rtol=0, atol=0)
+    assert_close(sums, other_sums, rtol=1e-6, atol=1e-7)
 
 
 @given(
     queries=st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=20),
     keys=st.lists(st.floats(-40, 40, width=32), min_size=1, max_size=40),
     delta=st.sampled_from([1e-3, 1.0, 10.0]),
-    num_keys=st.sampled_from([1, 1000, 10**6]),
+    repeats=st.sampled_from([1, 50, 2000]),
 )
-def test_the_grid_puts_every_key_into_the_cell_that_a_search_finds(queries, keys, delta, num_keys):
-    matrix = StepMatrix(torch.tensor(queries), delta)
-    grid = Grid(matrix, num_keys)
-    # Keys on the knots themselves are the hard ones.
-    keys = torch.cat([torch.tensor(keys), matrix.knots.float()])
-    buckets, groups = grid.place(keys)
-    searched = grid.search(keys.double(), buckets)
-    cells = torch.where(groups == grid.MIXED, searched, grid.cells[groups.long()])
-    assert_close(cells, matrix.locate(keys), rtol=0, atol=0)
+def test_a_key_is_in_the_cell_after_the_knots_that_are_not_above_it(queries, keys, delta, repeats):
+    """With one bucket for all knots, and with few knots per bucket."""
+    matrix = matrix_of(CompiledStepMatrix, queries, delta)
+    knots = np.sort([np.float64(q) + sign * delta for q in queries for sign in (-1, 1)])
+    # Keys on the knots themselves, and next to them, are the hard ones.
+    keys = np.concatenate([keys, knots, np.nextafter(knots, -99), np.nextafter(knots, 99)])
+    keys = torch.tensor(keys).repeat(repeats)
+    cells = matrix.place(keys, torch.zeros(len(keys), dtype=torch.int8)).cells
+    np.testing.assert_array_equal(cells.numpy(), np.searchsorted(knots, keys.numpy(), "right"))
 
 
-def test_the_grid_knows_groups_without_knots_and_searches_for_the_rest():
-    matrix = StepMatrix(torch.tensor([0.0, 3.0]), 1.0)
-    grid = Grid(matrix, 4096)
-    keys = torch.tensor([-9.0, -0.5, 1.0, 2.0, 9.0, float("nan")])
-    buckets, groups = grid.place(keys)
-    assert (groups == grid.MIXED).tolist() == [False, False, True, True, False, False]
-    assert groups[5] == grid.BELOW
-    # The knots are -1, 1, 2 and 4: the second and fourth cell lie between the halves of a step.
-    assert grid.cells[groups.long()[[0, 1, 4, 5]]].tolist() == [0, 1, 4, 0]
-
-
-def test_many_positives_get_a_wider_table_of_groups(rng):
-    matrix = StepMatrix(torch.as_tensor(rng.uniform(-126, 126, 40_000)), 1.0)
-    grid = Grid(matrix, 10**7)
-    assert len(grid.cells) > 2**15
+def test_many_queries_get_wider_numbers_of_cells(rng):
+    queries = torch.as_tensor(rng.uniform(-126, 126, 17_000)).sort().values
     keys = torch.as_tensor(rng.uniform(-130, 130, 2000))
-    buckets, groups = grid.place(keys)
-    searched = grid.search(keys, buckets)
-    cells = torch.where(groups == grid.MIXED, searched, grid.cells[groups.long()])
-    assert_close(cells, matrix.locate(keys), rtol=0, atol=0)
+    marks = torch.zeros(2000, dtype=torch.int8)
+    wide, narrow = (
+        CompiledStepMatrix(queries[:n], 1.0).place(keys, marks) for n in (17_000, 16_000)
+    )
+    assert wide.cells.dtype == torch.int32 and narrow.cells.dtype == torch.int16
+    assert int(wide.cells.max()) == 34_000
+    assert_close(wide.cells, StepMatrix(queries, 1.0).place(keys, marks).cells, rtol=0, atol=0)
 
 
+@kinds
 @given(values=st.lists(st.integers(-40, 40), min_size=1, max_size=15), data=st.data())
-def test_sums_among_queries_equal_the_full_matrix(values, data):
-    queries, size = np.array(values) / 16, len(values)
+def test_sums_among_queries_equal_the_full_matrix(kind, values, data):
+    queries, size = np.sort(values) / 16, len(values)
     weights = np.array(data.draw(st.lists(st.integers(0, 8), min_size=size, max_size=size)))
-    matrix = StepMatrix(torch.tensor(queries), 0.75)
+    matrix = kind(torch.tensor(queries), 0.75)
     H = smoothed_step(queries[None, :] - queries[:, None], 0.75)
     np.testing.assert_allclose(matrix.among_queries().numpy(), H.sum(axis=1), rtol=1e-12)
-    weighted = matrix.among_queries(torch.tensor(weights))
+    weighted = matrix.among_queries(torch.tensor(weights, dtype=torch.float64))
     np.testing.assert_allclose(weighted.numpy(), H @ weights, rtol=1e-12, atol=1e-12)
-
-
-def test_equal_queries_keep_their_order_in_the_descending_one():
-    assert StepMatrix(torch.tensor([1.0, 3.0, 1.0, 3.0]), 1.0).descending.tolist() == [1, 3, 0, 2]
-
-
-@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 64, 1003])
-@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.uint8, torch.int64], ids=str)
-def test_nonzero_indices_equal_nonzero(generator, size, dtype):
-    marks = (torch.rand(size, generator=generator) < 0.1).to(dtype)
-    assert_close(nonzero_indices(marks), marks.nonzero().squeeze(1), rtol=0, atol=0)
-    apart = torch.stack([marks, marks], dim=1)[:, 0]
-    assert_close(nonzero_indices(apart), marks.nonzero().squeeze(1), rtol=0, atol=0)
-    assert_close(nonzero_indices(marks[1:]), marks[1:].nonzero().squeeze(1), rtol=0, atol=0)
 
 
 def test_prefix_and_suffix_sums():

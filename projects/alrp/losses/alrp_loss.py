@@ -7,8 +7,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .ranking import ErrorDriven, Ranking, checked_logits, rank_positives, result_dtype
-from .step_matrix import suffix_sum
+from .inputs import checked_logits, result_dtype
+from .ranking import ErrorDriven, Ranking, rank_positives
+from .step_matrix import prefix_sum
 
 
 class ALRPLossOutput(NamedTuple):
@@ -89,14 +90,13 @@ def alrp_loss(
         loc = loc_errors.sum().to(result_dtype(loc_errors))
         return ALRPLossOutput(cls, loc, loc_errors.detach().to(loc.dtype))
 
-    pool = ranking.pool
-    pooled_errors = pool.gather(loc_errors)
+    all_errors = ranking.sorted(loc_errors)
     cls = (ranking.false_positives / ranking.rank).mean().to(logits.dtype)
     if logits.requires_grad and torch.is_grad_enabled():
-        errors = _ranking_errors(ranking, pooled_errors, eps)
-        cls = ErrorDriven.apply(logits, targets, cls, ranking, errors)
-    loc = _loc_part(ranking, loc_errors, pooled_errors).to(result_dtype(loc_errors))
-    return ALRPLossOutput(cls, loc, ranking.rank[pool.own].to(logits.dtype))
+        errors = _ranking_errors(ranking, all_errors, eps)
+        cls = ErrorDriven.apply(logits, cls, ranking, errors)
+    loc = _loc_part(ranking, loc_errors, all_errors).to(result_dtype(loc_errors))
+    return ALRPLossOutput(cls, loc, ranking.own(ranking.rank).to(logits.dtype))
 
 
 def _ranking_errors(ranking: Ranking, loc_errors: Tensor, eps: float) -> Tensor:
@@ -105,23 +105,16 @@ def _ranking_errors(ranking: Ranking, loc_errors: Tensor, eps: float) -> Tensor:
     return torch.where(ranking.false_positives > eps, total / ranking.rank, 0.0)
 
 
-def _loc_part(ranking: Ranking, loc_errors: Tensor, pooled_errors: Tensor) -> Tensor:
-    """The localisation part, in the graph of this process's localisation errors."""
-    pool, weights = ranking.pool, _loc_weights(ranking)
-    own = (weights[pool.own] * loc_errors).sum() * pool.num_processes
-    # The value of all processes; the difference is 0 if there is but one.
-    return own + ((weights * pooled_errors).sum() - own.detach())
-
-
-def _loc_weights(ranking: Ranking) -> Tensor:
-    """(P,) weight of each localisation error in ``loc``.
+def _loc_part(ranking: Ranking, own_errors: Tensor, all_errors: Tensor) -> Tensor:
+    """The localisation part, in the graph of this process's localisation errors.
 
     With the positives in descending order, ``loc = mean_m (sum_{n <= m} E_n) / rank_m``: E_n counts
     in every term at or below its own place.
     """
-    order = ranking.matrix.descending
-    weights = suffix_sum(1.0 / ranking.rank[order]) / order.numel()
-    return torch.empty_like(weights).scatter_(0, order, weights)
+    weights = prefix_sum(1.0 / ranking.rank) / ranking.rank.numel()
+    own = (ranking.own(weights) * own_errors).sum() * ranking.pool.num_processes
+    # The value of all processes; the difference is 0 if there is but one.
+    return own + ((weights * all_errors).sum() - own.detach())
 
 
 class ALRPLoss(nn.Module):

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .ranking import ErrorDriven, checked_logits, rank_positives
+from .inputs import checked_logits
+from .ranking import ErrorDriven, rank_positives
 
 
 def ap_loss(
@@ -45,16 +46,13 @@ def ap_loss(
     if ranking is None:
         return logits[:0].sum()
 
-    ascending = ranking.matrix.descending.flip(0)
-    precision = 1.0 - ranking.false_positives / ranking.rank
-    interpolated = torch.empty_like(precision)
-    interpolated[ascending] = precision[ascending].cummax(0).values
+    interpolated = (1.0 - ranking.false_positives / ranking.rank).cummax(0).values
     # Where no negative is above, the precision is 1 up to the rounding of its own sums.
     errors = torch.where(ranking.false_positives > 0, (1.0 - interpolated).clamp(min=0.0), 0.0)
     value = (1.0 - interpolated).mean().to(logits.dtype)
     if not (logits.requires_grad and torch.is_grad_enabled()):
         return value
-    return ErrorDriven.apply(logits, targets, value, ranking, errors)
+    return ErrorDriven.apply(logits, value, ranking, errors)
 
 
 class APLoss(nn.Module):

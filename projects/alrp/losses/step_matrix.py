@@ -1,18 +1,21 @@
 """The smoothed step between queries and keys as a matrix that is never formed.
 
-Shape shorthand: P queries (the positives of a ranking), T keys (the entries they are ranked among).
+Shape shorthand: P queries (the positives of a ranking), S entries, of which some are keys (the
+negatives that they are ranked among), C = 2P + 1 cells.
 """
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from .device import accumulation_dtype
 
-def accumulation_dtype(device: torch.device) -> torch.dtype:
-    """float64 wherever the device has it: float32 prefix sums lose whole false positives."""
-    return torch.float32 if device.type == "mps" else torch.float64
+# Entries at a time, so that float64 temporaries stay small beside the logits.
+_BLOCK = 1 << 22
+# Sums of each cell that take turns where a device adds atomically.
+_TURNS = 1 << 7
 
 
 def prefix_sum(x: Tensor) -> Tensor:
@@ -35,21 +38,18 @@ def suffix_sum(x: Tensor) -> Tensor:
     return prefix_sum(x.flip(0)).flip(0)
 
 
-def nonzero_indices(marks: Tensor) -> Tensor:
-    """Indices of the nonzero entries of a vector; entries of one byte are skipped by eights.
+class PlacedKeys(NamedTuple):
+    """Keys by their cells in a :class:`StepMatrix`; the logits themselves are not kept.
 
-    ``nonzero`` spends its time on the zeros, which are nearly all of what it is used on here.
+    Attributes:
+        cells: (S,) int32 or int16, the cell of each key; 0 for entries that are no keys.
+        mass: (C,) number of keys in each cell; of no meaning in cell 0.
+        moment: (C,) sum of their distances to the left edge of the cell; likewise.
     """
-    num_whole = marks.numel() // 8 * 8
-    aligned = marks.is_contiguous() and marks.storage_offset() % 8 == 0
-    if marks.element_size() != 1 or num_whole == 0 or not aligned:
-        return marks.nonzero().squeeze(1)
-    words = marks[:num_whole].view(torch.int64).nonzero().squeeze(1)
-    found = marks[:num_whole].view(-1, 8).index_select(0, words).nonzero()  # word and byte in it
-    places = words.index_select(0, found[:, 0]).mul_(8).add_(found[:, 1])
-    if num_whole == marks.numel():
-        return places
-    return torch.cat([places, marks[num_whole:].nonzero().squeeze(1) + num_whole])
+
+    cells: Tensor
+    mass: Tensor
+    moment: Tensor
 
 
 class StepMatrix:
@@ -64,105 +64,152 @@ class StepMatrix:
     sum over queries is linear in every cell (:meth:`column_profile`). Both are exact up to float64
     rounding.
 
-    Cell c of 2P + 1 is ``[knots[c - 1], knots[c])``; cell 0 lies below all knots, where H is 0.
+    Cell c of C = 2P + 1 is ``[edges[c], edges[c + 1])``; cell 0 lies below all knots, where H is 0.
 
     Args:
-        queries: (P,) logits, any float dtype, P >= 1.
+        queries: (P,) logits in ascending order, any float dtype, P >= 1.
         delta: half width of the linear part of the step, in logit units; > 0.
 
     Attributes:
-        descending: (P,) int64, the queries in descending order; equal ones keep theirs.
-        knots: (2P,) ascending, of :func:`accumulation_dtype`.
-        left: (2P + 1,) left knot of each cell; 0 for cell 0.
+        edges: (C + 1,) of :func:`accumulation_dtype`: 0 in place of minus infinity, which could not
+            be calculated with, the knots in ascending order, infinity.
+        left: (C,) left edge of each cell.
+        knots: (2P,).
     """
 
     def __init__(self, queries: Tensor, delta: float) -> None:
         queries = queries.to(accumulation_dtype(queries.device))
-        num_queries = queries.numel()
         self._two_delta = 2.0 * delta
 
-        queries, self.descending = torch.sort(queries, descending=True, stable=True)
-        queries, ascending = queries.flip(0), self.descending.flip(0)
         # Two sorted lists are merged by counting, for each, the elements of the other before it.
         lower, upper = queries - delta, queries + delta
-        place = torch.arange(num_queries, device=queries.device)
-        lower_place = place + torch.searchsorted(upper, lower)
-        upper_place = place + torch.searchsorted(lower, upper, right=True)
-        self.knots = queries.new_empty(2 * num_queries)
-        self.knots[lower_place], self.knots[upper_place] = lower, upper
-        self.left = torch.cat([self.knots.new_zeros(1), self.knots])
+        place = torch.arange(queries.numel(), device=queries.device)
+        self._lower = place + torch.searchsorted(upper, lower)
+        self._upper = place + torch.searchsorted(lower, upper, right=True)
+        self.edges = queries.new_zeros(2 * queries.numel() + 2)
+        self.edges[-1:].fill_(torch.inf)
+        self.left, self.knots = self.edges[:-1], self.edges[1:-1]
+        self.knots.index_copy_(0, self._lower, lower).index_copy_(0, self._upper, upper)
 
-        # A cell outside every query's linear part is constant for all rows; its width (possibly
-        # thousands of deltas) must not enter the sums, or their rounding would drown small ones.
-        opened = torch.ones_like(ascending).repeat(2)
-        opened[upper_place] = -1
-        self._covered = opened.cumsum(0) > 0
-        self._width = torch.diff(self.knots, append=self.knots[-1:]) * self._covered
+        # A cell outside every query's linear part, which begins where as many of these have ended
+        # as begun, is constant for all rows; its width (possibly thousands of deltas) must not
+        # enter the sums, or their rounding would drown small ones.
+        covered = torch.ones_like(self.knots, dtype=torch.bool)
+        covered.index_copy_(0, self._upper, self._upper > 2 * place + 1)
+        self._width = torch.zeros_like(self.knots)
+        self._width[:-1] = self.knots[1:] - self.knots[:-1]
+        self._width *= covered
 
-        self._lower, self._upper, self._query_cells = (
-            torch.empty_like(place).scatter_(0, ascending, x)
-            for x in (lower_place, upper_place, self.locate(queries))
-        )
-        self._query_offsets = torch.empty_like(queries).scatter_(0, ascending, queries)
-        self._query_offsets -= self.left[self._query_cells]
-
-    def locate(self, keys: Tensor) -> Tensor:
-        """The cell of each key, by binary search: (T,) int64 in [0, 2P]."""
-        return torch.searchsorted(self.knots, keys.to(self.knots.dtype), right=True)
-
-    def offsets(self, cells: Tensor, keys: Tensor) -> Tensor:
-        """(T,) distance of each key to the left knot of its cell; in cell 0 without meaning."""
-        return keys.to(self.left.dtype) - self.left.index_select(0, cells)
+        self._query_cells = self._locate(queries)
+        self._query_offsets = self._offsets(self._query_cells, queries)
 
     def among_queries(self, weights: Optional[Tensor] = None) -> Tensor:
         """``sum_k weights[k] * H(queries[k] - queries[i])`` for every query, k = i included.
 
         Args:
-            weights: (P,) non-negative; ones if None.
+            weights: (P,) non-negative, of :func:`accumulation_dtype`; ones if None.
 
         Returns:
-            Tensor: (P,) of :func:`accumulation_dtype`.
+            Tensor: (P,).
         """
         offsets = self._query_offsets
-        weights = torch.ones_like(offsets) if weights is None else weights.to(offsets.dtype)
+        weights = torch.ones_like(offsets) if weights is None else weights
         mass, moment = torch.zeros_like(self.left), torch.zeros_like(self.left)
         mass.scatter_add_(0, self._query_cells, weights)
         moment.scatter_add_(0, self._query_cells, offsets * weights)
-        return self.row_sums(mass, moment)
+        return self._row_sums(mass, moment)
 
-    def row_sums(self, mass: Tensor, moment: Tensor) -> Tensor:
+    def place(self, logits: Tensor, targets: Tensor) -> PlacedKeys:
+        """Find the cells of the keys. Nothing is read back to the host.
+
+        Args:
+            logits: (S,) float32 or float64; finite where targets are 0.
+            targets: (S,) integers; 0 marks the keys.
+        """
+        # Atomic additions are slow where many meet at one place.
+        num_turns = _TURNS if self.left.is_cuda else 1
+        turns = torch.arange(min(_BLOCK, logits.numel()), device=logits.device) % num_turns
+        mass = self.left.new_zeros(len(self.left) * num_turns)
+        moment = torch.zeros_like(mass)
+        placed = torch.empty(logits.shape, dtype=torch.int32, device=logits.device)
+        for keys, marks, out in _blocks(logits, targets, placed):
+            cells = self._locate(keys) * (marks == 0)
+            out.copy_(cells)
+            # Cell 0 may hold NaN.
+            offsets = torch.where(cells > 0, self._offsets(cells, keys), 0.0)
+            cells = cells * num_turns + turns[: len(keys)]
+            mass.scatter_add_(0, cells, torch.ones_like(offsets))
+            moment.scatter_add_(0, cells, offsets)
+        sums = (x.view(-1, num_turns).sum(1) for x in (mass, moment))
+        return PlacedKeys(placed, *sums)
+
+    def matvec(self, keys: PlacedKeys) -> Tensor:
+        """``sum_j H(s_j - queries[i])`` over the keys, for every query: (P,)."""
+        return self._row_sums(keys.mass, keys.moment)
+
+    def rmatvec(self, weights: Tensor, keys: PlacedKeys, logits: Tensor) -> Tensor:
+        """``sum_i weights[i] * H(s_j - queries[i])`` for every key, and 0 for all other entries.
+
+        Args:
+            weights: (P,) non-negative, of :func:`accumulation_dtype`.
+            keys: of :meth:`place`.
+            logits: (S,) those that were placed.
+
+        Returns:
+            Tensor: (S,) in the dtype of the logits.
+        """
+        value, slope = self._column_profile(weights)
+        result = torch.empty_like(logits)
+        for out, block, cells in _blocks(result, logits, keys.cells):
+            offsets = self._offsets(cells, block)
+            sums = value.index_select(0, cells) + slope.index_select(0, cells) * offsets
+            out.copy_(torch.where(cells > 0, sums, 0.0))
+        return result
+
+    def _locate(self, keys: Tensor) -> Tensor:
+        """The cell of each key, by binary search: (T,) int64 in [0, 2P]."""
+        return torch.searchsorted(self.knots, keys.to(self.knots.dtype), right=True)
+
+    def _offsets(self, cells: Tensor, keys: Tensor) -> Tensor:
+        """(T,) distance of each key to the left edge of its cell; in cell 0 without meaning."""
+        return keys.to(self.left.dtype) - self.left.index_select(0, cells)
+
+    def _row_sums(self, mass: Tensor, moment: Tensor) -> Tensor:
         """``sum_k w_k H(key_k - query)`` for every query, from sums over the keys of each cell.
 
         It is 1 / (2 delta) times the integral of N(u) over query -+ delta, where N(u) is the weight
         of the keys above u: in a cell, its moment + its width * N(next knot).
 
         Args:
-            mass: (2P + 1,) weight of the keys of each cell.
-            moment: (2P + 1,) their weighted distance to its left knot; finite in cells without use.
+            mass: (C,) weight of the keys of each cell.
+            moment: (C,) their weighted distance to its left edge.
 
         Returns:
             Tensor: (P,).
         """
         above = suffix_sum(mass[1:]) - mass[1:]
-        area = torch.where(self._covered, moment[1:] + self._width * above, 0.0)
+        area = torch.where(self._width > 0, moment[1:] + self._width * above, 0.0)
         # N never increases, so summing from the top keeps every partial sum within P times the
         # smallest window it is used for: the difference below is accurate relative to itself.
         area_from = suffix_sum(area)
         return (area_from[self._lower] - area_from[self._upper]) / self._two_delta
 
-    def column_profile(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def _column_profile(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """``sum_i weights[i] * H(u - queries[i])`` as a function of u, linear in every cell.
 
         Args:
             weights: (P,) non-negative.
 
         Returns:
-            tuple[Tensor, Tensor]: (2P + 1,) value at the left knot of each cell, slope in the cell.
+            tuple[Tensor, Tensor]: (C,) value at the left edge of each cell, slope in the cell.
         """
-        slope_change = torch.zeros_like(self.knots)
-        slope_change[self._lower] = weights.to(slope_change.dtype)
-        slope_change[self._upper] = -weights.to(slope_change.dtype)
-        slope = prefix_sum(slope_change) * self._covered / self._two_delta
+        change = torch.empty_like(self.knots)
+        change.index_copy_(0, self._lower, weights).index_copy_(0, self._upper, -weights)
+        slope = prefix_sum(change) * (self._width > 0) / self._two_delta
         rise = slope * self._width
         zero = rise.new_zeros(1)
         return torch.cat([zero, prefix_sum(rise) - rise]), torch.cat([zero, slope])
+
+
+def _blocks(*tensors: Tensor):
+    return zip(*(tensor.split(_BLOCK) for tensor in tensors))

@@ -1,0 +1,149 @@
+"""Checks of what the ranking losses are given.
+
+Shape shorthand: S entries of this process, P_own positives among them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Optional
+import torch
+from torch import Tensor
+
+from .device import accumulation_dtype, compiled_for
+
+# Least number of float steps in half the width of the smoothed step.
+_RESOLUTION = 2.0**12
+
+
+def checked_logits(logits: Tensor, targets: Tensor, delta: float) -> Tensor:
+    """The logits in at least float32, once shapes, dtypes and delta are known to be right.
+
+    The cast stands outside of what the losses differentiate by themselves, because the gradient of
+    half precision logits may fit their dtype only with the scale of mixed precision, which it is
+    multiplied with there.
+
+    Raises:
+        ValueError: on a wrong shape, dtype or delta.
+    """
+    if logits.dim() != 1 or targets.shape != logits.shape:
+        raise ValueError(
+            "logits and targets must be 1-D and of one length, but have shapes "
+            f"{tuple(logits.shape)} and {tuple(targets.shape)}; flatten both in the same order."
+        )
+    if not logits.is_floating_point():
+        raise ValueError(f"logits must be floating point, but are {logits.dtype}; pass raw scores.")
+    if targets.is_floating_point() or targets.is_complex():
+        raise ValueError(
+            f"targets must be integers in {{1, 0, -1}}, but are {targets.dtype}; "
+            "convert them with .to(torch.int8)."
+        )
+    if not 0 < delta < float("inf"):
+        raise ValueError(
+            f"delta must be > 0 and finite, but is {delta}; the published value is 1.0, and a tiny "
+            "one such as 1e-3 comes close to hard ranking."
+        )
+    return logits.to(result_dtype(logits))
+
+
+def result_dtype(tensor: Tensor) -> torch.dtype:
+    """Losses of half precision inputs are float32, those of float32 and float64 keep the dtype."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def checked_positives(
+    logits: Tensor, targets: Tensor, loc_errors: Optional[Tensor], delta: float
+) -> Tensor:
+    """Indices of the positives, once the values of all inputs are known to be usable.
+
+    Args:
+        logits: (S,) of :func:`checked_logits`.
+        targets: (S,) 1 positive, 0 negative, anything else ignored.
+        loc_errors: (P_own,) if the loss has them.
+        delta: half width of the step.
+
+    Returns:
+        Tensor: (P_own,) int64, ascending.
+
+    Raises:
+        ValueError: if there is not one localisation error per positive.
+        FloatingPointError: if a logit that is not ignored, or a localisation error, is not finite,
+            or a positive's logit so large that ``delta`` vanishes beside it.
+    """
+    errors = logits[:0] if loc_errors is None else loc_errors
+    found = _survey(logits, targets, errors)
+    if loc_errors is not None and len(loc_errors) != len(found.positives):
+        raise ValueError(
+            f"loc_errors has {len(loc_errors)} elements but targets has {len(found.positives)} "
+            "positives; pass one error per positive, in targets order."
+        )
+    _refuse_non_finite("logits", found.num_bad_logits, logits)
+    _refuse_non_finite("loc_errors", found.num_bad_errors, errors)
+    resolution = torch.finfo(accumulation_dtype(logits.device)).eps * _RESOLUTION
+    if found.largest * resolution > delta:
+        raise FloatingPointError(
+            f"logits: positives reach {found.largest:.3g}, beside which delta {delta:g} vanishes; "
+            "look for a learning rate that is too high or broken weights, or take a larger delta."
+        )
+    return found.positives
+
+
+class _Survey(NamedTuple):
+    """What must be known of the values, on the host.
+
+    Attributes:
+        positives: (P_own,) indices of the positives.
+        num_bad_logits: number of logits that are not ignored and not finite.
+        num_bad_errors: number of localisation errors that are not finite.
+        largest: absolute value of a positive's logit.
+    """
+
+    positives: Tensor
+    num_bad_logits: int
+    num_bad_errors: int
+    largest: float
+
+
+def _survey(logits: Tensor, targets: Tensor, errors: Tensor) -> _Survey:
+    """A GPU is read once."""
+    compiled = compiled_for(logits.device)
+    if compiled is not None:
+        positives, num_bad_logits = compiled.survey(logits, targets)
+        largest = _largest(logits.index_select(0, positives)).item()
+        return _Survey(positives, num_bad_logits, int(_num_not_finite(errors)), largest)
+    is_positive = targets == 1
+    bad_logits = ~torch.isfinite(logits) & (is_positive | (targets == 0))
+    facts = [
+        is_positive.count_nonzero(),
+        bad_logits.count_nonzero(),
+        _num_not_finite(errors),
+        _largest(torch.where(is_positive, logits, 0.0)),
+    ]
+    # Numbers of entries are exact in float64, and in float32 up to 2^24.
+    dtype = accumulation_dtype(logits.device)
+    num_positives, *bad, largest = torch.stack([fact.to(dtype) for fact in facts]).tolist()
+    return _Survey(_indices_of_few(is_positive, int(num_positives)), *map(int, bad), largest)
+
+
+def _num_not_finite(tensor: Tensor) -> Tensor:
+    return (~torch.isfinite(tensor)).count_nonzero()
+
+
+def _largest(tensor: Tensor) -> Tensor:
+    """Greatest absolute value, a scalar; 0 without values."""
+    return tensor.abs().max() if tensor.numel() else tensor.new_zeros(())
+
+
+def _indices_of_few(marks: Tensor, num_marked: int) -> Tensor:
+    """Indices of the nonzero entries, without asking a GPU for their number."""
+    try:
+        return torch.nonzero_static(marks, size=num_marked).squeeze(1)
+    except (AttributeError, NotImplementedError):  # older PyTorch, or its CUDA build
+        return marks.nonzero().squeeze(1)
+
+
+def _refuse_non_finite(name: str, num_bad: int, tensor: Tensor) -> None:
+    if num_bad:
+        raise FloatingPointError(
+            f"{name}: {num_bad} of {tensor.numel()} values that enter the ranking are NaN or Inf; "
+            "look for a learning rate that is too high, degenerate boxes, or broken weights."
+        )

@@ -1,0 +1,185 @@
+"""Loops over the entries and the positives of a ranking, compiled by numba when first called.
+
+Shape shorthand as in :mod:`alrp.losses.step_matrix`, which says what the arrays hold; B buckets.
+Arrays are contiguous. Logits are float32 or float64 and targets of any integer dtype; all else is
+float64, or int32 where it counts knots or cells, which kept for all entries may be int16.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from typing import Callable
+import numba
+
+_ONE = np.uintp(1)  # numba indexes by unsigned numbers without looking for negative ones
+
+
+def _compiled(function: Callable) -> Callable:
+    """The function as machine code, kept for later processes where there is a folder for it."""
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # neither the package's own folder nor the user's cache can be written
+        return numba.njit(nogil=True)(function)
+
+
+@_compiled
+def survey(logits, targets, start):
+    """Places where targets are 1, and how many logits are not finite where targets are 1 or 0.
+
+    Places are int64, from ``start`` on.
+    """
+    num_positives = num_not_finite = 0
+    for j in range(np.uintp(len(logits))):
+        is_positive = targets[j] == 1
+        num_positives += is_positive
+        # The difference is 0 only of finite numbers.
+        num_not_finite += (is_positive | (targets[j] == 0)) & (not logits[j] - logits[j] == 0)
+    places = np.empty(num_positives, np.int64)
+    p = np.uintp(0)
+    for j in range(np.uintp(len(logits))):
+        if targets[j] == 1:
+            places[p] = start + np.int64(j)
+            p += _ONE
+    return places, num_not_finite
+
+
+@_compiled
+def merge(queries, delta):
+    """Knots and cells of (P,) ascending queries.
+
+    Returns:
+        (C + 1,) edges; (2P,) bool, whether each knot is the lower one of its query; (P,) cell of
+        each query.
+    """
+    num_queries = len(queries)
+    edges = np.zeros(2 * num_queries + 2)
+    edges[-1] = np.inf
+    is_lower = np.empty(2 * num_queries, np.bool_)
+    cells = np.full(num_queries, 2 * num_queries, np.int32)
+    i = j = k = 0  # the next lower knot, upper knot and query
+    for c in range(2 * num_queries):
+        is_lower[c] = i < num_queries and queries[i] - delta <= queries[j] + delta
+        if is_lower[c]:
+            knot = queries[i] - delta
+            i += 1
+        else:
+            knot = queries[j] + delta
+            j += 1
+        while k < num_queries and queries[k] < knot:
+            cells[k] = c
+            k += 1
+        edges[c + 1] = knot
+    return edges, is_lower, cells
+
+
+@_compiled
+def sum_queries(queries, weights, cells, edges):
+    """(C,) sum of the weights of the queries in each cell, and of their weighted offsets."""
+    mass, moment = np.zeros(len(edges) - 1), np.zeros(len(edges) - 1)
+    for k in range(len(queries)):
+        c = cells[k]
+        mass[c] += weights[k]
+        moment[c] += weights[k] * (queries[k] - edges[c])
+    return mass, moment
+
+
+@_compiled
+def row_sums(mass, moment, edges, is_lower, delta):
+    """(P,) sums over keys for every query, from (C,) sums over the keys of each cell.
+
+    From the top down, for the precision of small sums: see StepMatrix.
+    """
+    i = j = len(is_lower) // 2  # after the next lower and upper knot
+    sums = np.empty(j)
+    above = area = 0.0  # weight of the keys above the knot at hand, and its integral from there on
+    for c in range(len(is_lower) - 1, -1, -1):
+        # The cell right of the knot, if it is in the linear part of a query.
+        if i > j:
+            area += moment[c + 1] + (edges[c + 2] - edges[c + 1]) * above
+        above += mass[c + 1]
+        if is_lower[c]:
+            i -= 1
+            sums[i] = (area - sums[i]) / (2 * delta)
+        else:
+            j -= 1
+            sums[j] = area
+    return sums
+
+
+@_compiled
+def column_profile(weights, edges, is_lower, delta):
+    """(C, 2) value at the left edge of each cell, and slope there, of the sum over the queries."""
+    profile = np.zeros((len(edges) - 1, 2))
+    i = j = 0  # the next lower and upper knot
+    value = rise = 0.0
+    for c in range(len(is_lower)):
+        if is_lower[c]:
+            rise += weights[i]
+            i += 1
+        else:
+            rise -= weights[j]
+            j += 1
+        profile[c + 1, 0] = value
+        # Outside of all linear parts nothing but rounding is left of the sum.
+        if i > j:
+            profile[c + 1, 1] = rise / (2 * delta)
+            value += profile[c + 1, 1] * (edges[c + 2] - edges[c + 1])
+    return profile
+
+
+@_compiled
+def _bucket(key, edges, density, starts):
+    """Never decreases as the key increases, rounding included: so no search crosses buckets."""
+    return np.uintp(np.int64(min((key - edges[1]) * density, np.float64(len(starts) - 2))))
+
+
+@_compiled
+def count_knots(edges, density, starts):
+    """Write (B + 1,) number of knots in the buckets before each, and of all knots at the end."""
+    num_knots = len(edges) - 2
+    b = 0
+    for i in range(num_knots):
+        end = np.int64(_bucket(edges[i + 1], edges, density, starts)) + 1
+        starts[b:end] = i
+        b = max(b, end)
+    starts[b:] = num_knots
+
+
+@_compiled
+def place(logits, targets, edges, density, starts, cells, mass, moment):
+    """Write the cell of each key, 0 for all other entries; add to the sums of the cells.
+
+    ``starts`` is of :func:`count_knots` with the same density. Keys in cell 0 are not summed.
+    """
+    for j in range(np.uintp(len(logits))):
+        key = np.float64(logits[j])
+        if targets[j] != 0 or not key >= edges[1]:
+            cells[j] = 0
+            continue
+        b = _bucket(key, edges, density, starts)
+        c, end = np.uintp(starts[b]), np.uintp(starts[b + _ONE])
+        if end <= c + _ONE:
+            # A branch on a comparison with the only knot would be predicted in half of the cases.
+            # Without a knot, the next one is in a later bucket, so above the key.
+            c += np.uintp(edges[c + _ONE] <= key)
+        else:
+            while c < end:
+                middle = (c + end) >> _ONE
+                if edges[middle + _ONE] <= key:
+                    c = middle + _ONE
+                else:
+                    end = middle
+        cells[j] = c
+        mass[c] += 1.0
+        moment[c] += key - edges[c]
+
+
+@_compiled
+def evaluate(logits, cells, edges, profile, out):
+    """Write the linear function of each key's cell at the key; exactly 0 in cell 0."""
+    for j in range(np.uintp(len(logits))):
+        c = np.uintp(cells[j])
+        if c == 0:
+            out[j] = 0.0
+        else:
+            out[j] = profile[c, 0] + profile[c, 1] * (np.float64(logits[j]) - edges[c])

@@ -1,0 +1,98 @@
+"""How the work on the CPU is compiled and shared among threads."""
+
+from __future__ import annotations
+
+import numpy as np
+import threading
+import numba
+import pytest
+import torch
+from torch.testing import assert_close
+
+from alrp.losses import ap_loss, compiled, kernels
+
+
+@pytest.fixture(params=["PyTorch's threads", "this thread"])
+def threads(request, monkeypatch):
+    """Many threads even for small inputs, with PyTorch's OpenMP and without."""
+    monkeypatch.setattr(compiled, "_ENTRIES_PER_THREAD", 100)
+    if request.param == "this thread":
+        monkeypatch.setattr(compiled, "_openmp_parallel", lambda: None)
+    elif compiled._openmp_parallel() is None:
+        pytest.skip("this PyTorch does not have GNU's OpenMP")
+
+
+def test_work_is_done_once_for_every_number(threads):
+    done = []
+    compiled._in_threads(done.append, 7)
+    assert sorted(done) == list(range(7))
+
+
+def test_two_threads_work_at_the_same_time():
+    if compiled._openmp_parallel() is None or torch.get_num_threads() < 2:
+        pytest.skip("needs GNU's OpenMP and two threads")
+    barrier = threading.Barrier(2, timeout=60)  # one thread alone would wait for the other
+    compiled._in_threads(lambda _: barrier.wait(), 2)
+
+
+def test_what_goes_wrong_in_a_thread_is_raised(threads):
+    def fail(number):
+        raise KeyboardInterrupt(f"in {number}")
+
+    with pytest.raises(KeyboardInterrupt, match="in "):
+        compiled._in_threads(fail, 3)
+
+
+@pytest.mark.parametrize("num_entries", [0, 1, 99, 100, 250, 1001, 10**6])
+def test_slices_cover_all_entries_and_use_no_more_threads_than_pytorch(num_entries, monkeypatch):
+    monkeypatch.setattr(compiled, "_ENTRIES_PER_THREAD", 100)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    slices = compiled._slices_for_threads(num_entries)
+    assert np.concatenate([np.arange(s.start, s.stop) for s in slices]).tolist() == list(
+        range(num_entries)
+    )
+    assert len(slices) == min(5, max(1, num_entries // 100))
+
+
+@pytest.mark.parametrize(
+    "targets_dtype", [torch.int8, torch.int64, torch.uint8, torch.bool], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_survey_finds_positives_and_counts_what_is_not_finite(rng, threads, dtype, targets_dtype):
+    logits = torch.as_tensor(rng.standard_normal(1000), dtype=dtype)
+    targets = torch.as_tensor(rng.choice([0, 1, 2, 3], size=1000)).to(targets_dtype)
+    for value in (torch.nan, torch.inf, -torch.inf):
+        logits[torch.as_tensor(rng.choice(1000, 20))] = value
+    positives, num_bad = compiled.survey(logits, targets)
+    assert_close(positives, (targets == 1).nonzero().squeeze(1), rtol=0, atol=0)
+    assert num_bad == int((~logits.isfinite() & (targets <= 1)).sum()) > 0
+
+
+def test_any_number_of_threads_gives_one_loss(rng, threads):
+    logits = torch.as_tensor(rng.standard_normal(5000))
+    targets = torch.as_tensor(rng.choice([0, 1, -1], p=[0.9, 0.05, 0.05], size=5000))
+    results = []
+    num_threads = torch.get_num_threads()
+    for number in (1, 3):
+        torch.set_num_threads(number)
+        try:
+            leaf = logits.clone().requires_grad_()
+            loss = ap_loss(leaf, targets)
+            loss.backward()
+        finally:
+            torch.set_num_threads(num_threads)
+        results.append((loss.detach(), leaf.grad))
+    assert_close(*results, rtol=1e-12, atol=1e-15)
+
+
+def test_loops_are_compiled_where_no_folder_can_keep_them(monkeypatch):
+    njit = numba.njit
+
+    def without_folder(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(**options)
+
+    monkeypatch.setattr(numba, "njit", without_folder)
+    double = kernels._compiled(lambda x: 2 * x)
+    assert double(21) == 42 and double.signatures
