@@ -3,22 +3,29 @@
 
     python tools/benchmark_losses.py [--device cuda] [--json results.json]
 
-One process, repeats interleaved over the losses, medians. Every loss gets its targets in the form
-it wants, made outside the timing: int8 for the ranking losses, floats for focal loss. Ratios are to
-fvcore's sigmoid_focal_loss_jit, which Detectron2's RetinaNet calls. Peak memory is what one call
-holds beyond its inputs, the gradient included: by the allocator of a GPU, and on the CPU by the
-allocations that the profiler records.
+One process; the losses take turns in an order drawn anew for every round; medians. Every loss gets
+its targets in the form it wants, made outside the timing: int8 for the ranking losses, floats for
+focal loss. Ratios are to fvcore's sigmoid_focal_loss_jit, which Detectron2's RetinaNet calls. Peak
+memory is what PyTorch's allocators give one call beyond its inputs, the gradient included. Not
+among it are the tables of the compiled loops, which take about 150 bytes per positive.
 """
 
 import argparse
 import itertools
-import json
-import statistics
-import time
 import warnings
+from functools import partial
 from typing import Callable, NamedTuple, Optional
 import torch
-from measuring import device_name, json_file, whole_number
+from measuring import (
+    MIB,
+    device_name,
+    environment,
+    json_file,
+    medians_in_turns,
+    peak_bytes,
+    whole_number,
+    write_json,
+)
 from torch import Tensor
 
 from alrp.losses import alrp_loss, ap_loss
@@ -26,6 +33,8 @@ from alrp.losses import alrp_loss, ap_loss
 BASELINE = "focal (fvcore, jit)"
 # Pairs of a positive and an entry beyond which these take too much memory, or time.
 MAX_PAIRS = {"alrp as a matrix": 1e8, "alrp as a loop": 1e9}
+WARM_UP = 2  # calls after which TorchScript has specialised
+GROWTH_LINE = "{size:>10,} {positives:>6} {stage:7} {twice_positives:>10.2f} {twice_logits:>7.2f}"
 # Mean and deviation of the logits of negatives and of positives.
 STAGES = {
     "start": (-4.6, 0.1, -4.6, 0.1),
@@ -163,74 +172,61 @@ def make_losses() -> dict:
     }
 
 
-def seconds(loss: Callable, case: Case) -> float:
-    """Time of one call, all kernels finished."""
-    wait = torch.cuda.synchronize if case.logits.is_cuda else int
-    wait()
-    start = time.perf_counter()
-    loss(case)
-    wait()
-    return time.perf_counter() - start
-
-
-def peak_bytes(loss: Callable, case: Case) -> int:
-    """The most memory that one call holds at a time beyond its inputs."""
-    if case.logits.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        loss(case)
-        return torch.cuda.max_memory_allocated() - before
-    with torch.autograd.profiler.profile(profile_memory=True) as profile:
-        loss(case)
-    changes = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
-    changes.sort(key=lambda event: event.start_ns())
-    return max(itertools.accumulate((event.nbytes() for event in changes), initial=0))
-
-
-def synchronisations(loss: Callable, case: Case) -> Optional[int]:
+def synchronisations(call: Callable, device: torch.device) -> Optional[int]:
     """How often one call waits for the GPU; None on the CPU."""
-    if not case.logits.is_cuda:
+    if device.type != "cuda":
         return None
     torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        loss(case)
+        call()
     torch.cuda.set_sync_debug_mode("default")
     return sum("synchronizing" in str(warning.message) for warning in caught)
 
 
 def measure(case: Case, repeats: int) -> list:
     """One row per loss; what would take too long or too much memory has a reason instead."""
-    pairs = len(case.logits) * len(case.errors)
+    device, pairs = case.logits.device, len(case.logits) * len(case.errors)
     skipped = {name: most for name, most in MAX_PAIRS.items() if pairs > most}
-    losses = {name: loss for name, loss in make_losses().items() if name not in skipped}
-    times = {name: [] for name in losses}
-    for _ in range(2 + repeats):  # the first two compile and warm up
-        for name, loss in losses.items():
-            times[name].append(seconds(loss, case))
-    medians = {name: statistics.median(values[2:]) for name, values in times.items()}
+    calls = {
+        name: partial(loss, case) for name, loss in make_losses().items() if name not in skipped
+    }
+    medians = medians_in_turns(calls, repeats, device, WARM_UP)
     rows = [
         {
             "loss": name,
             "milliseconds": 1e3 * medians[name],
             "ratio": medians[name] / medians[BASELINE],
-            "peak_bytes": peak_bytes(loss, case),
-            "synchronisations": synchronisations(loss, case),
+            "peak_bytes": peak_bytes(call, device),
+            "synchronisations": synchronisations(call, device),
         }
-        for name, loss in losses.items()
+        for name, call in calls.items()
     ]
     reasons = [(name, f"{pairs:.0e} pairs, limit {most:.0e}") for name, most in skipped.items()]
     return rows + [{"loss": name, "skipped": reason} for name, reason in reasons]
 
 
+def measure_growth(size: int, positives: int, stage: str, device: str, repeats: int) -> dict:
+    """How many times as long aLRP takes with twice as many positives, and twice as many logits."""
+    shapes = {"once": (1, 1), "twice_positives": (1, 2), "twice_logits": (2, 1)}
+    calls = {
+        name: partial(
+            differentiated(alrp), make_case(size * grow, positives * times, stage, device)
+        )
+        for name, (grow, times) in shapes.items()
+    }
+    medians = medians_in_turns(calls, repeats, torch.device(device), WARM_UP)
+    return {name: seconds / medians["once"] for name, seconds in medians.items() if name != "once"}
+
+
 def line(result: dict) -> str:
-    """The row of a loss as text."""
+    """A row of the first table as text."""
     text = "{size:>10,} {positives:>6} {stage:7} {loss:20}".format(**result)
     if "skipped" in result:
         return f"{text} skipped: {result['skipped']}"
     text += "{milliseconds:>10.1f} {ratio:>7.2f}".format(**result)
     waits = result["synchronisations"]
-    return f"{text} {result['peak_bytes'] / 2**20:>9.1f} {'-' if waits is None else waits:>6}"
+    return f"{text} {result['peak_bytes'] / MIB:>9.1f} {'-' if waits is None else waits:>6}"
 
 
 def parse_args(argv=None):
@@ -244,7 +240,7 @@ def parse_args(argv=None):
     sizes, positives = [100_000, 700_000, 7_000_000, 28_000_000], [50, 400, 1600, 6400]
     parser.add_argument("--sizes", default=sizes, help="numbers of logits", **numbers)
     parser.add_argument("--positives", default=positives, help="among them", **numbers)
-    parser.add_argument("--repeats", type=at_least_1, default=5, help="calls that are timed")
+    parser.add_argument("--repeats", type=at_least_1, default=7, help="calls that are timed")
     parser.add_argument(
         "--threads", type=at_least_1, help="of the CPU; PyTorch's choice if not given"
     )
@@ -256,28 +252,37 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.quick:
         args.sizes, args.positives, args.repeats = [10_000], [50], 1
-    if max(args.positives) > min(args.sizes):
-        parser.error(f"--positives {max(args.positives)} do not fit into --sizes {min(args.sizes)}")
+    most, size = max(args.positives), min(args.sizes)
+    if 2 * most > size:
+        parser.error(f"twice --positives {most} do not fit into --sizes {size}")
     return args
 
 
 def main(argv=None) -> int:
-    """Measure, print a table and write JSON; returns the exit status."""
+    """Measure, print two tables and write JSON; returns the exit status."""
+    # The profiler that counts memory, called more than once.
+    warnings.filterwarnings("ignore", message="Warning: Profiler clears events")
     args = parse_args(argv)
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    facts = {"device": args.device, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    facts["baseline"] = BASELINE
-    print(", ".join(f"{key}: {value}" for key, value in facts.items()))
+    document = {**environment(torch.device(args.device)), "baseline": BASELINE}
+    print(", ".join(f"{key}: {value}" for key, value in document.items()))
     columns = "logits", "pos.", "stage", "loss", "ms", "ratio", "MiB", "syncs"
     print("{:>10} {:>6} {:7} {:20}{:>10} {:>7} {:>9} {:>6}".format(*columns))
-    results = []
-    for size, positives, stage in itertools.product(args.sizes, args.positives, STAGES):
+    document.update(results=[], growth=[])
+    cases = list(itertools.product(args.sizes, args.positives, STAGES))
+    for size, positives, stage in cases:
         for row in measure(make_case(size, positives, stage, args.device), args.repeats):
-            results.append({"size": size, "positives": positives, "stage": stage, **row})
-            print(line(results[-1]), flush=True)
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump({**facts, "results": results}, file, indent=1)
+            document["results"].append(
+                {"size": size, "positives": positives, "stage": stage, **row}
+            )
+            print(line(document["results"][-1]), flush=True)
+
+    print("\nalrp, times as long with twice as many\n    logits   pos. stage    positives  logits")
+    for size, positives, stage in cases:
+        row = measure_growth(size, positives, stage, args.device, args.repeats)
+        document["growth"].append({"size": size, "positives": positives, "stage": stage, **row})
+        print(GROWTH_LINE.format(**document["growth"][-1]), flush=True)
+    write_json(args.json, document)
     return 0
 
 

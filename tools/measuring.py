@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import multiprocessing
+import random
 import resource
 import statistics
 import sys
@@ -65,17 +66,21 @@ def json_file(text: str) -> str:
 
 
 def medians_in_turns(
-    functions: dict[str, Callable], repeats: int, device: torch.device
+    functions: dict[str, Callable], repeats: int, device: torch.device, warm_up: int = 1
 ) -> dict[str, float]:
     """Median seconds of a call; the functions take turns, so that all see the same disturbances.
 
-    One call of each, not timed, comes first. On a GPU a call ends when its work is done.
+    Every round has an order of its own, so that none always finds the caches and the free memory
+    that its neighbour leaves. ``warm_up`` calls of each, not timed, come first. On a GPU a call
+    ends when its work is done.
     """
     for function in functions.values():
-        function()
+        for _ in range(warm_up):
+            function()
     seconds = {name: [] for name in functions}
+    shuffler = random.Random(0)
     for _ in range(repeats):
-        for name, function in functions.items():
+        for name, function in shuffler.sample(list(functions.items()), len(functions)):
             _synchronize(device)
             start = time.perf_counter()
             function()

@@ -215,6 +215,23 @@ def test_sums_among_queries_equal_the_full_matrix(kind, values, data):
     np.testing.assert_allclose(weighted.numpy(), H @ weights, rtol=1e-12, atol=1e-12)
 
 
+@kinds
+@given(
+    values=st.lists(
+        st.one_of(
+            st.sampled_from([0.0, -0.0, 1.0, -1.0, 5e-324, -5e-324, 1e308, -1e308]),
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.floats(-8, 8, width=16),
+        ),
+        min_size=1,
+        max_size=50,
+    )
+)
+def test_descending_order_is_that_of_a_stable_sort(kind, values):
+    expected = sorted(range(len(values)), key=lambda i: (-values[i], i))
+    assert kind.descending_order(torch.tensor(values, dtype=torch.float64)).tolist() == expected
+
+
 def test_prefix_and_suffix_sums():
     x = torch.arange(1.0, 12.0)
     assert prefix_sum(x).tolist() == np.cumsum(x.numpy()).tolist()

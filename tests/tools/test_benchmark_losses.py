@@ -46,9 +46,12 @@ def test_the_stages_differ_in_how_many_negatives_are_within_reach(tool):
 
 def test_peak_memory_of_the_gradient_is_counted(tool):
     case = tool.make_case(100_000, 50, "start")
-    matrix = tool.peak_bytes(tool.alrp_matrix, case)
+    cpu = torch.device("cpu")
+    matrix = tool.peak_bytes(lambda: tool.alrp_matrix(case), cpu)
     assert 4 * 50 * 100_000 <= matrix  # one float32 matrix at the least
-    assert 4 * 100_000 <= tool.peak_bytes(tool.make_losses()["alrp"], case) < matrix
+    alrp = tool.peak_bytes(lambda: tool.make_losses()["alrp"](case), cpu)
+    # The gradient, and the cell of each logit.
+    assert (4 + 2) * 100_000 <= alrp < matrix
 
 
 def test_rows_have_ratios_to_the_baseline_or_say_why_not(tool, tmp_path, capsys, monkeypatch):
@@ -58,7 +61,7 @@ def test_rows_have_ratios_to_the_baseline_or_say_why_not(tool, tmp_path, capsys,
     assert tool.main(arguments) == 0
     written = json.loads(out.read_text())
     rows = written["results"]
-    assert written["baseline"] == tool.BASELINE and written["device"] == "cpu"
+    assert written["baseline"] == tool.BASELINE and written["device"] == "CPU"
     assert len(rows) == 2 * 3 * len(tool.make_losses())
     for row in rows:
         if (row["loss"], row["positives"]) == ("alrp as a loop", 9):
@@ -67,14 +70,19 @@ def test_rows_have_ratios_to_the_baseline_or_say_why_not(tool, tmp_path, capsys,
         assert row["milliseconds"] > 0 and row["peak_bytes"] > 0
         assert row["synchronisations"] is None
         assert (row["ratio"] == 1.0) == (row["loss"] == tool.BASELINE)
+    growth = written["growth"]
+    assert len(growth) == 2 * 3
+    for row in growth:
+        assert row["twice_positives"] > 0 and row["twice_logits"] > 0
     table = capsys.readouterr().out
-    assert table.count("skipped") == 3 and table.count("middle") == len(rows) // 3
+    assert table.count("skipped") == 3
+    assert table.count("middle") == (len(rows) + len(growth)) // 3
 
 
 def test_more_positives_than_logits_are_refused(tool, capsys):
     with pytest.raises(SystemExit):
-        tool.main(["--sizes", "10", "--positives", "20"])
-    assert "--positives 20 do not fit into --sizes 10" in capsys.readouterr().err
+        tool.main(["--sizes", "10", "--positives", "6"])
+    assert "twice --positives 6 do not fit into --sizes 10" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

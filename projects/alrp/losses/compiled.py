@@ -19,7 +19,7 @@ from .step_matrix import PlacedKeys, StepMatrix
 # Buckets: a knot should seldom share one, and the table should stay in the second level cache.
 _BUCKETS_PER_KNOT = 16
 _MIN_BUCKETS, _MAX_BUCKETS = 1 << 12, 1 << 17
-_ENTRIES_PER_BUCKET = 8  # at the least, or filling the table costs more than it saves
+_ENTRIES_PER_BUCKET = 4  # at the least, or filling the table costs more than it saves
 # Threads: each has sums of its own to clear and to add up.
 _ENTRIES_PER_THREAD = 1 << 16
 _MAX_THREADS = 16
@@ -56,6 +56,10 @@ class CompiledStepMatrix(StepMatrix):
         self._queries, self._delta = queries.double(), float(delta)
         merged = kernels.merge(_array(self._queries), self._delta)
         self._edges, self._is_lower, self._query_cells = merged
+
+    @staticmethod
+    def descending_order(queries: Tensor) -> Tensor:
+        return torch.from_numpy(kernels.descending_order(_array(queries.double())))
 
     def among_queries(self, weights: Optional[Tensor] = None) -> Tensor:
         weights = torch.ones_like(self._queries) if weights is None else weights

@@ -11,6 +11,9 @@ import numpy as np
 from typing import Callable
 import numba
 
+# Digits of a radix sort of 64 bits.
+_DIGIT_BITS, _NUM_DIGITS = 11, 6
+_DIGIT_MASK, _MAGNITUDE = np.uint64((1 << 11) - 1), np.uint64((1 << 63) - 1)
 _ONE = np.uintp(1)  # numba indexes by unsigned numbers without looking for negative ones
 
 
@@ -41,6 +44,37 @@ def survey(logits, targets, start):
             places[p] = start + np.int64(j)
             p += _ONE
     return places, num_not_finite
+
+
+@_compiled
+def descending_order(values):
+    """(P,) int64 indices that sort the values from the highest down; equal ones keep their order.
+
+    A radix sort, of the few thousand positives three times as fast as one by comparisons.
+    """
+    num_values = len(values)
+    bits = (values + 0.0).view(np.uint64)  # -0.0 becomes 0.0
+    keys, other_keys = np.empty_like(bits), np.empty_like(bits)
+    order, other_order = np.arange(num_values), np.empty(num_values, np.int64)
+    counts = np.zeros((_NUM_DIGITS, _DIGIT_MASK + _ONE), np.int64)
+    for i in range(num_values):
+        # As unsigned numbers, these ascend where the values descend.
+        keys[i] = bits[i] if bits[i] >> np.uint64(63) else ~bits[i] & _MAGNITUDE
+        for d in range(_NUM_DIGITS):
+            counts[d, (keys[i] >> np.uint64(_DIGIT_BITS * d)) & _DIGIT_MASK] += 1
+    for d in range(_NUM_DIGITS):
+        shift, places = np.uint64(_DIGIT_BITS * d), counts[d]
+        if places[(keys[0] >> shift) & _DIGIT_MASK] == num_values:
+            continue  # all alike, as the lowest digits of float32 numbers
+        total = 0
+        for q in range(len(places)):
+            places[q], total = total, total + places[q]
+        for i in range(num_values):
+            q = (keys[i] >> shift) & _DIGIT_MASK
+            other_keys[places[q]], other_order[places[q]] = keys[i], order[i]
+            places[q] += 1
+        keys, other_keys, order, other_order = other_keys, keys, other_order, order
+    return order
 
 
 @_compiled
@@ -136,13 +170,13 @@ def _bucket(key, edges, density, starts):
 @_compiled
 def count_knots(edges, density, starts):
     """Write (B + 1,) number of knots in the buckets before each, and of all knots at the end."""
-    num_knots = len(edges) - 2
-    b = 0
-    for i in range(num_knots):
-        end = np.int64(_bucket(edges[i + 1], edges, density, starts)) + 1
-        starts[b:end] = i
-        b = max(b, end)
-    starts[b:] = num_knots
+    starts[:] = 0
+    for i in range(1, len(edges) - 1):
+        starts[_bucket(edges[i], edges, density, starts) + _ONE] += 1
+    total = 0
+    for b in range(len(starts)):
+        total += starts[b]
+        starts[b] = total
 
 
 @_compiled

@@ -116,10 +116,11 @@ def rank_positives(
     if len(pool) == 0:
         return None
     pos_logits = logits.index_select(0, positives).to(accumulation_dtype(logits.device))
-    descending, order = torch.sort(pool.gather(pos_logits), descending=True, stable=True)
+    pos_logits = pool.gather(pos_logits)
     compiled = compiled_for(logits.device)
     kind = StepMatrix if compiled is None else compiled.CompiledStepMatrix
-    matrix = kind(descending.flip(0), delta)
+    order = kind.descending_order(pos_logits).flip(0)
+    matrix = kind(pos_logits.index_select(0, order), delta)
     negatives = matrix.place(logits, targets)
     # H(0) = 1/2 of each positive against itself is not part of its rank.
     num_above = matrix.among_queries() - 0.5
@@ -127,7 +128,7 @@ def rank_positives(
     return Ranking(
         positives,
         pool,
-        order.flip(0),
+        order,
         false_positives,
         (1.0 + num_above + false_positives).clamp(min=1.0),  # it is, but for rounding
         matrix,

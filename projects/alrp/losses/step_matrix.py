@@ -103,6 +103,11 @@ class StepMatrix:
         self._query_cells = self._locate(queries)
         self._query_offsets = self._offsets(self._query_cells, queries)
 
+    @staticmethod
+    def descending_order(queries: Tensor) -> Tensor:
+        """(P,) indices that sort queries from the highest down; equal ones keep their order."""
+        return torch.sort(queries, descending=True, stable=True).indices
+
     def among_queries(self, weights: Optional[Tensor] = None) -> Tensor:
         """``sum_k weights[k] * H(queries[k] - queries[i])`` for every query, k = i included.
 
