@@ -28,7 +28,7 @@ setup(
         "torch>=2.0",
         "torchvision>=0.15",
         "numpy>=1.21",
-        "numba>=0.59",
+        "numba>=0.57",
         "fvcore>=0.1.5",
         "pycocotools>=2.0.6",
         "Pillow>=8.3",

@@ -19,7 +19,7 @@ def threads(request, monkeypatch):
     if request.param == "this thread":
         monkeypatch.setattr(compiled, "_openmp_parallel", lambda: None)
     elif compiled._openmp_parallel() is None:
-        pytest.skip("this PyTorch does not have GNU's OpenMP")
+        pytest.skip("this PyTorch has no OpenMP")
 
 
 def test_work_is_done_once_for_every_number(threads):
@@ -30,7 +30,7 @@ def test_work_is_done_once_for_every_number(threads):
 
 def test_two_threads_work_at_the_same_time():
     if compiled._openmp_parallel() is None or torch.get_num_threads() < 2:
-        pytest.skip("needs GNU's OpenMP and two threads")
+        pytest.skip("needs OpenMP and two threads")
     barrier = threading.Barrier(2, timeout=60)  # one thread alone would wait for the other
     compiled._in_threads(lambda _: barrier.wait(), 2)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import numpy as np
-import os
 from typing import Callable, Optional
 import torch
 from torch import Tensor
@@ -53,18 +52,13 @@ class CompiledStepMatrix(StepMatrix):
     """
 
     def __init__(self, queries: Tensor, delta: float) -> None:
-        self._queries, self._delta = queries.double(), float(delta)
-        merged = kernels.merge(_array(self._queries), self._delta)
+        self.queries, self._delta = queries.double(), float(delta)
+        merged = kernels.merge(_array(self.queries), self._delta)
         self._edges, self._is_lower, self._query_cells = merged
 
     @staticmethod
     def descending_order(queries: Tensor) -> Tensor:
         return torch.from_numpy(kernels.descending_order(_array(queries.double())))
-
-    def among_queries(self, weights: Optional[Tensor] = None) -> Tensor:
-        weights = torch.ones_like(self._queries) if weights is None else weights
-        arrays = _array(self._queries), _array(weights), self._query_cells, self._edges
-        return self._row_sums(*kernels.sum_queries(*arrays))
 
     def place(self, logits: Tensor, targets: Tensor) -> PlacedKeys:
         edges, num_cells = self._edges, len(self._edges) - 1
@@ -90,9 +84,6 @@ class CompiledStepMatrix(StepMatrix):
         _in_threads(work, len(slices))
         return PlacedKeys(cells, *sums.sum(0)[:, :num_cells])
 
-    def matvec(self, keys: PlacedKeys) -> Tensor:
-        return self._row_sums(_array(keys.mass), _array(keys.moment))
-
     def rmatvec(self, weights: Tensor, keys: PlacedKeys, logits: Tensor) -> Tensor:
         shape = self._edges, self._is_lower, self._delta
         profile = kernels.column_profile(_array(weights), *shape)
@@ -107,9 +98,14 @@ class CompiledStepMatrix(StepMatrix):
         _in_threads(work, len(slices))
         return result
 
-    def _row_sums(self, mass: np.ndarray, moment: np.ndarray) -> Tensor:
+    def _sum_queries(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        queries, weights = _array(self.queries), _array(weights)
+        sums = kernels.sum_queries(queries, weights, self._query_cells, self._edges)
+        return tuple(map(torch.from_numpy, sums))
+
+    def _row_sums(self, mass: Tensor, moment: Tensor) -> Tensor:
         shape = self._edges, self._is_lower, self._delta
-        return torch.from_numpy(kernels.row_sums(mass, moment, *shape))
+        return torch.from_numpy(kernels.row_sums(_array(mass), _array(moment), *shape))
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -154,11 +150,13 @@ _OPENMP_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 @functools.lru_cache(maxsize=None)
 def _openmp_parallel() -> Optional[Callable]:
-    """GNU's entry to a parallel region, if that is the OpenMP of PyTorch; else None."""
+    """Entry to a parallel region of the OpenMP that PyTorch has loaded; None if it has none.
+
+    Every OpenMP on Linux offers it under GNU's name.
+    """
     try:
-        # Not a new copy of the library: it would bring threads of its own.
-        parallel = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW).GOMP_parallel
-    except (OSError, AttributeError):
+        parallel = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, TypeError):  # no such name, or no names of the process at all
         return None
     parallel.argtypes = [_OPENMP_FUNCTION, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     parallel.restype = None

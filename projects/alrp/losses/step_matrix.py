@@ -71,6 +71,7 @@ class StepMatrix:
         delta: half width of the linear part of the step, in logit units; > 0.
 
     Attributes:
+        queries: (P,) of :func:`accumulation_dtype`.
         edges: (C + 1,) of :func:`accumulation_dtype`: 0 in place of minus infinity, which could not
             be calculated with, the knots in ascending order, infinity.
         left: (C,) left edge of each cell.
@@ -78,7 +79,7 @@ class StepMatrix:
     """
 
     def __init__(self, queries: Tensor, delta: float) -> None:
-        queries = queries.to(accumulation_dtype(queries.device))
+        self.queries = queries = queries.to(accumulation_dtype(queries.device))
         self._two_delta = 2.0 * delta
 
         # Two sorted lists are merged by counting, for each, the elements of the other before it.
@@ -117,12 +118,8 @@ class StepMatrix:
         Returns:
             Tensor: (P,).
         """
-        offsets = self._query_offsets
-        weights = torch.ones_like(offsets) if weights is None else weights
-        mass, moment = torch.zeros_like(self.left), torch.zeros_like(self.left)
-        mass.scatter_add_(0, self._query_cells, weights)
-        moment.scatter_add_(0, self._query_cells, offsets * weights)
-        return self._row_sums(mass, moment)
+        weights = torch.ones_like(self.queries) if weights is None else weights
+        return self._row_sums(*self._sum_queries(weights))
 
     def place(self, logits: Tensor, targets: Tensor) -> PlacedKeys:
         """Find the cells of the keys. Nothing is read back to the host.
@@ -178,6 +175,13 @@ class StepMatrix:
     def _offsets(self, cells: Tensor, keys: Tensor) -> Tensor:
         """(T,) distance of each key to the left edge of its cell; in cell 0 without meaning."""
         return keys.to(self.left.dtype) - self.left.index_select(0, cells)
+
+    def _sum_queries(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """(C,) weight of the queries in each cell, and their weighted distance to its left edge."""
+        mass, moment = torch.zeros_like(self.left), torch.zeros_like(self.left)
+        mass.scatter_add_(0, self._query_cells, weights)
+        moment.scatter_add_(0, self._query_cells, self._query_offsets * weights)
+        return mass, moment
 
     def _row_sums(self, mass: Tensor, moment: Tensor) -> Tensor:
         """``sum_k w_k H(key_k - query)`` for every query, from sums over the keys of each cell.
