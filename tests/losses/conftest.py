@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from alrp.losses import compiled
 from alrp.losses import device as device_module
+from alrp.losses import operators
 
-BOTH_WAYS = ["test_alrp_loss", "test_ap_loss", "test_golden"]
-BOTH_WAYS += ["test_ranking_losses_edges", "test_ranking_losses_oracle"]
+ON_BOTH = ["test_alrp_loss", "test_ap_loss", "test_golden"]
+ON_BOTH += ["test_ranking_losses_edges", "test_ranking_losses_oracle"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if metafunc.module.__name__.split(".")[-1] in BOTH_WAYS:
-        metafunc.fixturenames.append("way")
-        metafunc.parametrize("way", ["compiled", "torch"], indirect=True)
+    if metafunc.module.__name__.split(".")[-1] in ON_BOTH:
+        metafunc.fixturenames.append("cpu_backend")
+        metafunc.parametrize("cpu_backend", ["compiled", "operators"], indirect=True)
 
 
 @pytest.fixture
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def cpu_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the compiled loops, or by operators of PyTorch as on any other device."""
-    if request.param == "torch":
-        monkeypatch.setattr(device_module, "_compiled", lambda: None)
+    monkeypatch.setattr(device_module, "_has_numba", lambda: request.param == "compiled")
+    module = {"compiled": compiled, "operators": operators}[request.param]
+    assert device_module.backend(torch.device("cpu")) is module

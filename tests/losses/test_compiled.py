@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
+import subprocess
+import sys
 import threading
 import numba
 import pytest
 import torch
 from torch.testing import assert_close
 
-from alrp.losses import ap_loss, compiled, kernels
+from alrp.losses import ap_loss, compiled, kernels, operators
 
 
 @pytest.fixture(params=["PyTorch's threads", "this thread"])
 def threads(request, monkeypatch):
     """Many threads even for small inputs, with PyTorch's OpenMP and without."""
-    monkeypatch.setattr(compiled, "_ENTRIES_PER_THREAD", 100)
+    monkeypatch.setattr(compiled, "_ENTRIES_PER_SHARE", 100)
     if request.param == "this thread":
         monkeypatch.setattr(compiled, "_openmp_parallel", lambda: None)
     elif compiled._openmp_parallel() is None:
@@ -35,23 +37,56 @@ def test_two_threads_work_at_the_same_time():
     compiled._in_threads(lambda _: barrier.wait(), 2)
 
 
-def test_what_goes_wrong_in_a_thread_is_raised(threads):
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, IndexError, RuntimeError])
+def test_what_goes_wrong_in_a_thread_is_raised(threads, kind):
     def fail(number):
-        raise KeyboardInterrupt(f"in {number}")
+        raise kind(f"in {number}")
 
-    with pytest.raises(KeyboardInterrupt, match="in "):
+    with pytest.raises(kind, match="in "):
         compiled._in_threads(fail, 3)
 
 
+THREADS_REMAIN = """
+import os, torch
+from alrp.losses import compiled
+torch.set_num_threads(4)
+numbers = []
+for _ in range(3):
+    torch.ones(10**6).add_(1)
+    numbers.append(set(os.listdir("/proc/self/task")))
+    compiled._in_threads(lambda _: None, 2)
+assert len(numbers[0]) >= 4, numbers
+assert numbers[0] == numbers[1] == numbers[2], numbers
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_few_calls_leave_pytorch_its_threads():
+    """A smaller team would end threads, and the next operator would start new ones."""
+    done = subprocess.run([sys.executable, "-c", THREADS_REMAIN], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_calls_that_no_thread_took_are_made_up_for(monkeypatch):
+    """OpenMP may be limited to one thread, and one may be stopped before it begins."""
+    monkeypatch.setattr(compiled, "_openmp_parallel", lambda: lambda *args: None)
+    done = []
+    compiled._in_threads(done.append, 3)
+    assert sorted(done) == [0, 1, 2]
+
+
 @pytest.mark.parametrize("num_entries", [0, 1, 99, 100, 250, 1001, 10**6])
-def test_slices_cover_all_entries_and_use_no_more_threads_than_pytorch(num_entries, monkeypatch):
-    monkeypatch.setattr(compiled, "_ENTRIES_PER_THREAD", 100)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+@pytest.mark.parametrize("num_threads", [1, 5, 40])
+def test_slices_cover_all_entries_and_use_no_more_threads_than_pytorch(
+    num_entries, num_threads, monkeypatch
+):
+    monkeypatch.setattr(compiled, "_ENTRIES_PER_SHARE", 100)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
     slices = compiled._slices_for_threads(num_entries)
     assert np.concatenate([np.arange(s.start, s.stop) for s in slices]).tolist() == list(
         range(num_entries)
     )
-    assert len(slices) == min(5, max(1, num_entries // 100))
+    assert len(slices) == min(num_threads, 16, max(1, num_entries // 100))
 
 
 @pytest.mark.parametrize(
@@ -63,9 +98,15 @@ def test_survey_finds_positives_and_counts_what_is_not_finite(rng, threads, dtyp
     targets = torch.as_tensor(rng.choice([0, 1, 2, 3], size=1000)).to(targets_dtype)
     for value in (torch.nan, torch.inf, -torch.inf):
         logits[torch.as_tensor(rng.choice(1000, 20))] = value
-    positives, num_bad = compiled.survey(logits, targets)
-    assert_close(positives, (targets == 1).nonzero().squeeze(1), rtol=0, atol=0)
-    assert num_bad == int((~logits.isfinite() & (targets <= 1)).sum()) > 0
+    errors = torch.tensor([0.0, torch.nan, 1.0, torch.inf])
+    for survey in (compiled.survey, operators.survey):
+        found = survey(logits, targets, errors)
+        assert_close(found.positives, (targets == 1).nonzero().squeeze(1), rtol=0, atol=0)
+        assert found.num_bad_logits == int((~logits.isfinite() & (targets <= 1)).sum()) > 0
+        assert found.num_bad_errors == 2
+    finite = compiled.survey(logits.nan_to_num(0, 0, 0), targets, errors[:0])
+    assert finite[1:] == operators.survey(logits.nan_to_num(0, 0, 0), targets, errors[:0])[1:]
+    assert finite.num_bad_logits == finite.num_bad_errors == 0 < finite.largest
 
 
 def test_any_number_of_threads_gives_one_loss(rng, threads):
@@ -94,5 +135,5 @@ def test_loops_are_compiled_where_no_folder_can_keep_them(monkeypatch):
         return njit(**options)
 
     monkeypatch.setattr(numba, "njit", without_folder)
-    double = kernels._compiled(lambda x: 2 * x)
+    double = kernels._jit(lambda x: 2 * x)
     assert double(21) == 42 and double.signatures

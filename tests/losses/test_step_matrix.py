@@ -10,13 +10,11 @@ from hypothesis import strategies as st
 from reference import smoothed_step
 from torch.testing import assert_close
 
-from alrp.losses import compiled as compiled_module
-from alrp.losses import step_matrix as step_matrix_module
-from alrp.losses.compiled import CompiledStepMatrix
-from alrp.losses.step_matrix import StepMatrix, prefix_sum, suffix_sum
+from alrp.losses import compiled, operators
+from alrp.losses.operators import prefix_sum, suffix_sum
 
-KINDS = [StepMatrix, CompiledStepMatrix]
-kinds = pytest.mark.parametrize("kind", KINDS)
+KINDS = [operators.Matrix, compiled.Matrix]
+kinds = pytest.mark.parametrize("kind", KINDS, ids=["operators", "compiled"])
 
 
 def matrix_of(kind, queries, delta):
@@ -28,8 +26,8 @@ def products(kind, logits, targets, weights, delta):
     """(matvec, rmatvec) of a class, and of the full matrix in float64."""
     logits, targets = torch.as_tensor(logits), torch.as_tensor(targets)
     matrix = matrix_of(kind, logits[targets == 1], delta)
-    keys = matrix.place(logits, targets)
-    actual = matrix.matvec(keys), matrix.rmatvec(torch.as_tensor(weights), keys, logits)
+    keys = matrix.locate(logits, targets)
+    actual = matrix.matvec(keys), matrix.rmatvec(torch.as_tensor(weights), keys.cells, logits)
 
     s = logits.double().numpy()
     H = smoothed_step(s[None, :] - np.sort(s[targets.numpy() == 1])[:, None], delta)
@@ -94,8 +92,8 @@ CASES = (
 def parts(request, monkeypatch):
     """Read 3000 entries at once, or in several blocks and threads."""
     if request.param == "parts":
-        monkeypatch.setattr(step_matrix_module, "_BLOCK", 700)
-        monkeypatch.setattr(compiled_module, "_ENTRIES_PER_THREAD", 700)
+        monkeypatch.setattr(operators, "_BLOCK", 700)
+        monkeypatch.setattr(compiled, "_ENTRIES_PER_SHARE", 700)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
 
 
@@ -123,7 +121,7 @@ def test_entries_that_are_no_negatives_get_exactly_zero(rng, kind, rubbish):
     logits, targets = torch.as_tensor(logits), torch.as_tensor(targets)
     matrix = matrix_of(kind, logits[targets == 1], delta)
     weights = torch.ones(int((targets == 1).sum()), dtype=torch.float64)
-    sums = matrix.rmatvec(weights, matrix.place(logits, targets), logits)
+    sums = matrix.rmatvec(weights, matrix.locate(logits, targets).cells, logits)
     assert not sums[targets != 0].any() and sums[targets == 0].any()
 
 
@@ -132,9 +130,9 @@ def test_there_may_be_no_entries_at_all(kind):
     """As on a process without any, when batches are ranked together."""
     matrix = kind(torch.tensor([0.5, 1.5]), 1.0)
     logits = torch.zeros(0)
-    keys = matrix.place(logits, torch.zeros(0, dtype=torch.int8))
+    keys = matrix.locate(logits, torch.zeros(0, dtype=torch.int8))
     assert matrix.matvec(keys).tolist() == [0.0, 0.0]
-    assert matrix.rmatvec(torch.ones(2, dtype=torch.float64), keys, logits).shape == (0,)
+    assert matrix.rmatvec(torch.ones(2, dtype=torch.float64), keys.cells, logits).shape == (0,)
 
 
 @kinds
@@ -166,8 +164,8 @@ def test_both_kinds_agree(entries, delta):
     found = []
     for kind in KINDS:
         matrix = matrix_of(kind, logits[targets == 1], delta)
-        keys = matrix.place(logits, targets)
-        sums = matrix.matvec(keys), matrix.rmatvec(weights, keys, logits)
+        keys = matrix.locate(logits, targets)
+        sums = matrix.matvec(keys), matrix.rmatvec(weights, keys.cells, logits)
         found.append([keys.cells.int(), *sums, matrix.among_queries(weights)])
     (cells, *sums), (other_cells, *other_sums) = found
     assert_close(cells, other_cells, rtol=0, atol=0)
@@ -182,25 +180,36 @@ def test_both_kinds_agree(entries, delta):
 )
 def test_a_key_is_in_the_cell_after_the_knots_that_are_not_above_it(queries, keys, delta, repeats):
     """With one bucket for all knots, and with few knots per bucket."""
-    matrix = matrix_of(CompiledStepMatrix, queries, delta)
+    matrix = matrix_of(compiled.Matrix, queries, delta)
     knots = np.sort([np.float64(q) + sign * delta for q in queries for sign in (-1, 1)])
     # Keys on the knots themselves, and next to them, are the hard ones.
     keys = np.concatenate([keys, knots, np.nextafter(knots, -99), np.nextafter(knots, 99)])
     keys = torch.tensor(keys).repeat(repeats)
-    cells = matrix.place(keys, torch.zeros(len(keys), dtype=torch.int8)).cells
+    cells = matrix.locate(keys, torch.zeros(len(keys), dtype=torch.int8)).cells
     np.testing.assert_array_equal(cells.numpy(), np.searchsorted(knots, keys.numpy(), "right"))
 
 
-def test_many_queries_get_wider_numbers_of_cells(rng):
-    queries = torch.as_tensor(rng.uniform(-126, 126, 17_000)).sort().values
+@kinds
+@pytest.mark.parametrize("num_queries, dtype", [(16_383, torch.int16), (16_384, torch.int32)])
+def test_cells_are_numbered_by_16_bits_as_long_as_these_suffice(rng, kind, num_queries, dtype):
+    queries = torch.as_tensor(rng.uniform(-126, 126, num_queries)).sort().values
     keys = torch.as_tensor(rng.uniform(-130, 130, 2000))
-    marks = torch.zeros(2000, dtype=torch.int8)
-    wide, narrow = (
-        CompiledStepMatrix(queries[:n], 1.0).place(keys, marks) for n in (17_000, 16_000)
-    )
-    assert wide.cells.dtype == torch.int32 and narrow.cells.dtype == torch.int16
-    assert int(wide.cells.max()) == 34_000
-    assert_close(wide.cells, StepMatrix(queries, 1.0).place(keys, marks).cells, rtol=0, atol=0)
+    located = kind(queries, 1.0).locate(keys, torch.zeros(2000, dtype=torch.int8))
+    knots = torch.cat([queries - 1, queries + 1]).sort().values
+    assert located.cells.dtype == dtype and int(located.cells.max()) == 2 * num_queries
+    assert_close(located.cells.long(), torch.searchsorted(knots, keys, right=True))
+
+
+@kinds
+def test_a_small_sum_keeps_its_digits_beside_sums_of_thousands(rng, kind):
+    """A thousandth of one negative outranks the best positive, thousands the others."""
+    queries, keys = [-40.0, -39.5, 3.0], np.append(rng.uniform(-40.9, -38.5, 200_000), 2.002)
+    marks = torch.zeros(len(keys), dtype=torch.int8)
+    matrix = matrix_of(kind, torch.tensor(queries, dtype=torch.float64), 1.0)
+    sums = matrix.matvec(matrix.locate(torch.as_tensor(keys), marks)).numpy()
+    expected = smoothed_step(keys[None, :] - np.array(queries)[:, None], 1.0).sum(axis=1)
+    assert expected[0] > 1e4 and expected[2] < 2e-3
+    np.testing.assert_allclose(sums, expected, rtol=1e-12, atol=0)
 
 
 @kinds

@@ -1,4 +1,4 @@
-"""Ranking losses for object detection in plain PyTorch; nothing here needs Detectron2."""
+"""Ranking losses for object detection; nothing here needs Detectron2."""
 
 from .alrp_loss import ALRPLoss, ALRPLossOutput, alrp_loss
 from .ap_loss import APLoss, ap_loss

@@ -1,11 +1,11 @@
-"""What the ranking losses can use on a device."""
+"""What the ranking losses use on a device."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import warnings
 from types import ModuleType
-from typing import Optional
 import torch
 
 
@@ -14,22 +14,23 @@ def accumulation_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def compiled_for(device: torch.device) -> Optional[ModuleType]:
-    """The module :mod:`alrp.losses.compiled`, if it serves this device and numba can be imported.
+def backend(device: torch.device) -> ModuleType:
+    """The module that does the work over all entries: ``survey`` and a ``Matrix``.
 
-    It is imported on demand: a training on GPUs has no need of it.
+    Both are imported on demand, as a training on GPUs has no need of compiled loops.
     """
-    return _compiled() if device.type == "cpu" else None
+    name = ".compiled" if device.type == "cpu" and _has_numba() else ".operators"
+    return importlib.import_module(name, __package__)
 
 
 @functools.lru_cache(maxsize=None)
-def _compiled() -> Optional[ModuleType]:
+def _has_numba() -> bool:
     try:
-        from . import compiled
-    except ImportError as error:
+        importlib.import_module("numba")
+    except (ImportError, OSError) as error:  # missing, at odds with NumPy, or broken
         warnings.warn(
             f"alrp.losses: numba cannot be imported ({error}), so ranking on the CPU takes several "
             "times as long; install it by: pip install numba"
         )
-        return None
-    return compiled
+        return False
+    return True

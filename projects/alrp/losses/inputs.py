@@ -9,7 +9,7 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from .device import accumulation_dtype, compiled_for
+from .device import accumulation_dtype, backend
 
 # Least number of float steps in half the width of the smoothed step.
 _RESOLUTION = 2.0**12
@@ -70,7 +70,7 @@ def checked_positives(
             or a positive's logit so large that ``delta`` vanishes beside it.
     """
     errors = logits[:0] if loc_errors is None else loc_errors
-    found = _survey(logits, targets, errors)
+    found = backend(logits.device).survey(logits, targets, errors)
     if loc_errors is not None and len(loc_errors) != len(found.positives):
         raise ValueError(
             f"loc_errors has {len(loc_errors)} elements but targets has {len(found.positives)} "
@@ -87,14 +87,15 @@ def checked_positives(
     return found.positives
 
 
-class _Survey(NamedTuple):
-    """What must be known of the values, on the host.
+class Survey(NamedTuple):
+    """What must be known of the values, on the host, before they can be ranked.
 
     Attributes:
-        positives: (P_own,) indices of the positives.
-        num_bad_logits: number of logits that are not ignored and not finite.
+        positives: (P_own,) int64, ascending indices of the positives.
+        num_bad_logits: number of logits that are not finite, ignored ones not counted.
         num_bad_errors: number of localisation errors that are not finite.
-        largest: absolute value of a positive's logit.
+        largest: greatest absolute value among the logits of the positives; 0 without any, of no
+            meaning beside bad logits.
     """
 
     positives: Tensor
@@ -103,42 +104,14 @@ class _Survey(NamedTuple):
     largest: float
 
 
-def _survey(logits: Tensor, targets: Tensor, errors: Tensor) -> _Survey:
-    """A GPU is read once."""
-    compiled = compiled_for(logits.device)
-    if compiled is not None:
-        positives, num_bad_logits = compiled.survey(logits, targets)
-        largest = _largest(logits.index_select(0, positives)).item()
-        return _Survey(positives, num_bad_logits, int(_num_not_finite(errors)), largest)
-    is_positive = targets == 1
-    bad_logits = ~torch.isfinite(logits) & (is_positive | (targets == 0))
-    facts = [
-        is_positive.count_nonzero(),
-        bad_logits.count_nonzero(),
-        _num_not_finite(errors),
-        _largest(torch.where(is_positive, logits, 0.0)),
-    ]
-    # Numbers of entries are exact in float64, and in float32 up to 2^24.
-    dtype = accumulation_dtype(logits.device)
-    num_positives, *bad, largest = torch.stack([fact.to(dtype) for fact in facts]).tolist()
-    return _Survey(_indices_of_few(is_positive, int(num_positives)), *map(int, bad), largest)
-
-
-def _num_not_finite(tensor: Tensor) -> Tensor:
+def num_not_finite(tensor: Tensor) -> Tensor:
+    """Number of values that are NaN or infinite, a scalar."""
     return (~torch.isfinite(tensor)).count_nonzero()
 
 
-def _largest(tensor: Tensor) -> Tensor:
+def largest_magnitude(tensor: Tensor) -> Tensor:
     """Greatest absolute value, a scalar; 0 without values."""
     return tensor.abs().max() if tensor.numel() else tensor.new_zeros(())
-
-
-def _indices_of_few(marks: Tensor, num_marked: int) -> Tensor:
-    """Indices of the nonzero entries, without asking a GPU for their number."""
-    try:
-        return torch.nonzero_static(marks, size=num_marked).squeeze(1)
-    except (AttributeError, NotImplementedError):  # older PyTorch, or its CUDA build
-        return marks.nonzero().squeeze(1)
 
 
 def _refuse_non_finite(name: str, num_bad: int, tensor: Tensor) -> None:

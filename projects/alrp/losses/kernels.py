@@ -1,8 +1,9 @@
 """Loops over the entries and the positives of a ranking, compiled by numba when first called.
 
 Shape shorthand as in :mod:`alrp.losses.step_matrix`, which says what the arrays hold; B buckets.
-Arrays are contiguous. Logits are float32 or float64 and targets of any integer dtype; all else is
-float64, or int32 where it counts knots or cells, which kept for all entries may be int16.
+Arrays are contiguous, and nothing checks their lengths. Logits are float32 or float64, targets of
+any integer dtype, the cells of entries and the table of buckets int16 or int32, the cells of
+queries int32, indices int64; all else is float64.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import numba
 
 # Digits of a radix sort of 64 bits.
 _DIGIT_BITS, _NUM_DIGITS = 11, 6
-_DIGIT_MASK, _MAGNITUDE = np.uint64((1 << 11) - 1), np.uint64((1 << 63) - 1)
+_DIGIT_MASK, _MAGNITUDE = np.uint64((1 << _DIGIT_BITS) - 1), np.uint64((1 << 63) - 1)
 _ONE = np.uintp(1)  # numba indexes by unsigned numbers without looking for negative ones
 
 
-def _compiled(function: Callable) -> Callable:
+def _jit(function: Callable) -> Callable:
     """The function as machine code, kept for later processes where there is a folder for it."""
     try:
         return numba.njit(nogil=True, cache=True)(function)
@@ -25,30 +26,30 @@ def _compiled(function: Callable) -> Callable:
         return numba.njit(nogil=True)(function)
 
 
-@_compiled
+@_jit
 def survey(logits, targets, start):
-    """Places where targets are 1, and how many logits are not finite where targets are 1 or 0.
+    """Indices where targets are 1, counted from ``start``, and number of bad logits.
 
-    Places are int64, from ``start`` on.
+    Bad are those that are not finite where targets are 1 or 0.
     """
-    num_positives = num_not_finite = 0
+    num_positives = num_bad = 0
     for j in range(np.uintp(len(logits))):
         is_positive = targets[j] == 1
         num_positives += is_positive
         # The difference is 0 only of finite numbers.
-        num_not_finite += (is_positive | (targets[j] == 0)) & (not logits[j] - logits[j] == 0)
-    places = np.empty(num_positives, np.int64)
+        num_bad += (is_positive | (targets[j] == 0)) & (not logits[j] - logits[j] == 0)
+    indices = np.empty(num_positives, np.int64)
     p = np.uintp(0)
     for j in range(np.uintp(len(logits))):
         if targets[j] == 1:
-            places[p] = start + np.int64(j)
+            indices[p] = start + np.int64(j)
             p += _ONE
-    return places, num_not_finite
+    return indices, num_bad
 
 
-@_compiled
+@_jit
 def descending_order(values):
-    """(P,) int64 indices that sort the values from the highest down; equal ones keep their order.
+    """(P,) indices that sort P >= 1 values from the highest down; equal ones keep their order.
 
     A radix sort, of the few thousand positives three times as fast as one by comparisons.
     """
@@ -63,21 +64,21 @@ def descending_order(values):
         for d in range(_NUM_DIGITS):
             counts[d, (keys[i] >> np.uint64(_DIGIT_BITS * d)) & _DIGIT_MASK] += 1
     for d in range(_NUM_DIGITS):
-        shift, places = np.uint64(_DIGIT_BITS * d), counts[d]
-        if places[(keys[0] >> shift) & _DIGIT_MASK] == num_values:
+        shift, slots = np.uint64(_DIGIT_BITS * d), counts[d]
+        if slots[(keys[0] >> shift) & _DIGIT_MASK] == num_values:
             continue  # all alike, as the lowest digits of float32 numbers
         total = 0
-        for q in range(len(places)):
-            places[q], total = total, total + places[q]
+        for q in range(len(slots)):
+            slots[q], total = total, total + slots[q]
         for i in range(num_values):
             q = (keys[i] >> shift) & _DIGIT_MASK
-            other_keys[places[q]], other_order[places[q]] = keys[i], order[i]
-            places[q] += 1
+            other_keys[slots[q]], other_order[slots[q]] = keys[i], order[i]
+            slots[q] += 1
         keys, other_keys, order, other_order = other_keys, keys, other_order, order
     return order
 
 
-@_compiled
+@_jit
 def merge(queries, delta):
     """Knots and cells of (P,) ascending queries.
 
@@ -106,7 +107,7 @@ def merge(queries, delta):
     return edges, is_lower, cells
 
 
-@_compiled
+@_jit
 def sum_queries(queries, weights, cells, edges):
     """(C,) sum of the weights of the queries in each cell, and of their weighted offsets."""
     mass, moment = np.zeros(len(edges) - 1), np.zeros(len(edges) - 1)
@@ -117,11 +118,11 @@ def sum_queries(queries, weights, cells, edges):
     return mass, moment
 
 
-@_compiled
+@_jit
 def row_sums(mass, moment, edges, is_lower, delta):
     """(P,) sums over keys for every query, from (C,) sums over the keys of each cell.
 
-    From the top down, for the precision of small sums: see StepMatrix.
+    From the top down, for the precision of small sums: see :meth:`StepMatrix._row_sums`.
     """
     i = j = len(is_lower) // 2  # after the next lower and upper knot
     sums = np.empty(j)
@@ -140,7 +141,7 @@ def row_sums(mass, moment, edges, is_lower, delta):
     return sums
 
 
-@_compiled
+@_jit
 def column_profile(weights, edges, is_lower, delta):
     """(C, 2) value at the left edge of each cell, and slope there, of the sum over the queries."""
     profile = np.zeros((len(edges) - 1, 2))
@@ -161,13 +162,13 @@ def column_profile(weights, edges, is_lower, delta):
     return profile
 
 
-@_compiled
+@_jit
 def _bucket(key, edges, density, starts):
     """Never decreases as the key increases, rounding included: so no search crosses buckets."""
     return np.uintp(np.int64(min((key - edges[1]) * density, np.float64(len(starts) - 2))))
 
 
-@_compiled
+@_jit
 def count_knots(edges, density, starts):
     """Write (B + 1,) number of knots in the buckets before each, and of all knots at the end."""
     starts[:] = 0
@@ -179,8 +180,8 @@ def count_knots(edges, density, starts):
         starts[b] = total
 
 
-@_compiled
-def place(logits, targets, edges, density, starts, cells, mass, moment):
+@_jit
+def locate(logits, targets, edges, density, starts, cells, mass, moment):
     """Write the cell of each key, 0 for all other entries; add to the sums of the cells.
 
     ``starts`` is of :func:`count_knots` with the same density. Keys in cell 0 are not summed.
@@ -208,7 +209,7 @@ def place(logits, targets, edges, density, starts, cells, mass, moment):
         moment[c] += key - edges[c]
 
 
-@_compiled
+@_jit
 def evaluate(logits, cells, edges, profile, out):
     """Write the linear function of each key's cell at the key; exactly 0 in cell 0."""
     for j in range(np.uintp(len(logits))):

@@ -7,33 +7,33 @@ logits; of equal ones the later stands before the earlier.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
 from typing import Optional
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .device import accumulation_dtype, compiled_for
+from .device import accumulation_dtype, backend
 from .inputs import checked_positives
 from .pool import Pool
-from .step_matrix import PlacedKeys, StepMatrix
+from .step_matrix import StepMatrix
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Ranking:
     """The positives of a mini-batch ranked among its positives and negatives.
 
-    It does not hold on to the logits: autograd keeps them, for as long as it needs them.
+    It does not hold on to the logits. They are kept by autograd, for as long as it needs them.
 
     Attributes:
         positives: (P_own,) int64, indices of the positives among the S, ascending.
         pool: where they stand among those of all processes.
-        order: (P,) int64, place in the pool of each.
+        order: (P,) int64, index in the pool of each.
         false_positives: (P,) float64, smoothed number of negatives ranked above each positive.
         rank: (P,) float64, smoothed rank of each positive, >= 1.
         matrix: the smoothed step with the positives as queries.
-        negatives: its keys.
+        cells: (S,) where the negatives lie in the matrix; None where autograd keeps them.
     """
 
     positives: Tensor
@@ -42,10 +42,13 @@ class Ranking:
     false_positives: Tensor
     rank: Tensor
     matrix: StepMatrix
-    negatives: PlacedKeys
+    cells: Optional[Tensor]
 
-    def sorted(self, own_values: Tensor) -> Tensor:
-        """(P,) float64 values of all positives, from those of this process's in targets order."""
+    def gather_sorted(self, own_values: Tensor) -> Tensor:
+        """(P,) float64 values of all positives, from (P_own,) of this process in targets order.
+
+        All processes of the pool must call it.
+        """
         pooled = self.pool.gather(own_values).index_select(0, self.order)
         return pooled.to(self.rank.dtype)
 
@@ -57,7 +60,7 @@ class Ranking:
         """``sum_{k != i} values[k] * R_ik`` over the other positives, (P,) float64."""
         return self.matrix.among_queries(values) - 0.5 * values
 
-    def gradient(self, errors: Tensor, logits: Tensor, scale: Tensor) -> Tensor:
+    def gradient(self, errors: Tensor, cells: Tensor, logits: Tensor, scale: Tensor) -> Tensor:
         """The error-driven update of the logits (arXiv:2009.13592, Eqs. 4 to 6 and Alg. 1).
 
         Each positive i is pushed up by ``errors[i] / P``; the negatives that outrank it are pushed
@@ -65,6 +68,7 @@ class Ranking:
 
         Args:
             errors: (P,) float64 >= 0; 0 wherever ``false_positives`` is 0.
+            cells: (S,) where the negatives lie in the matrix.
             logits: (S,) those that were ranked.
             scale: scalar, the gradient of what is differentiated with respect to the loss.
 
@@ -74,7 +78,7 @@ class Ranking:
         scale = scale.to(errors.dtype) * self.pool.num_processes
         scaled = errors * (scale / errors.numel())
         shares = torch.where(errors > 0, scaled / self.false_positives, 0.0)
-        gradient = self.matrix.rmatvec(shares, self.negatives, logits)
+        gradient = self.matrix.rmatvec(shares, cells, logits)
         own = -self.own(scaled).to(gradient.dtype)
         return gradient.index_copy_(0, self.positives, own)
 
@@ -107,6 +111,7 @@ def rank_positives(
         FloatingPointError: if a logit that is not ignored, or a localisation error, is not finite,
             or a positive's logit so large that ``delta`` vanishes beside it.
     """
+    logits, targets = logits.contiguous(), targets.contiguous()
     try:
         positives = checked_positives(logits, targets, loc_errors, delta)
     except (ValueError, FloatingPointError):
@@ -117,23 +122,15 @@ def rank_positives(
         return None
     pos_logits = logits.index_select(0, positives).to(accumulation_dtype(logits.device))
     pos_logits = pool.gather(pos_logits)
-    compiled = compiled_for(logits.device)
-    kind = StepMatrix if compiled is None else compiled.CompiledStepMatrix
-    order = kind.descending_order(pos_logits).flip(0)
-    matrix = kind(pos_logits.index_select(0, order), delta)
-    negatives = matrix.place(logits, targets)
+    matrix_type = backend(logits.device).Matrix
+    order = matrix_type.descending_order(pos_logits).flip(0)
+    matrix = matrix_type(pos_logits.index_select(0, order), delta)
+    negatives = matrix.locate(logits, targets)
     # H(0) = 1/2 of each positive against itself is not part of its rank.
     num_above = matrix.among_queries() - 0.5
     false_positives = pool.sum(matrix.matvec(negatives))
-    return Ranking(
-        positives,
-        pool,
-        order,
-        false_positives,
-        (1.0 + num_above + false_positives).clamp(min=1.0),  # it is, but for rounding
-        matrix,
-        negatives,
-    )
+    rank = (1.0 + num_above + false_positives).clamp(min=1.0)  # it is, but for rounding
+    return Ranking(positives, pool, order, false_positives, rank, matrix, negatives.cells)
 
 
 class ErrorDriven(torch.autograd.Function):
@@ -145,12 +142,12 @@ class ErrorDriven(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits: Tensor, value: Tensor, ranking: Ranking, errors: Tensor):
-        ctx.save_for_backward(logits, errors)
-        ctx.ranking = ranking
+        ctx.save_for_backward(logits, errors, ranking.cells)
+        ctx.ranking = dataclasses.replace(ranking, cells=None)
         return value.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output: Tensor):
-        logits, errors = ctx.saved_tensors
-        return ctx.ranking.gradient(errors, logits, grad_output), None, None, None
+        logits, errors, cells = ctx.saved_tensors
+        return ctx.ranking.gradient(errors, cells, logits, grad_output), None, None, None
