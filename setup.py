@@ -28,7 +28,6 @@ setup(
         "torch>=2.0",
         "torchvision>=0.15",
         "numpy>=1.21",
-        "numba>=0.57",
         "fvcore>=0.1.5",
         "pycocotools>=2.0.6",
         "Pillow>=8.3",
@@ -36,7 +35,16 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "cpu": ["numba>=0.57"],
         "plot": ["matplotlib>=3.7"],
-        "dev": ["pytest>=7", "hypothesis>=6", "matplotlib>=3.7", "black", "isort>=5", "flake8"],
+        "dev": [
+            "pytest>=7",
+            "hypothesis>=6",
+            "matplotlib>=3.7",
+            "numba>=0.57",
+            "black",
+            "isort>=5",
+            "flake8",
+        ],
     },
 )

@@ -10,6 +10,7 @@ from gloo_worker import gloo_group
 from torch import Tensor
 
 from alrp.losses import alrp_loss, ap_loss
+from alrp.losses import device as device_module
 from alrp.modeling import ALRPLosses
 
 # Positives and negatives of each process, for as many processes as the tuple is long.
@@ -72,8 +73,9 @@ def bridge_losses(rank: int, world_size: int) -> dict:
     return {k: v.item() for k, v in bridge(pred_logits, gt_classes, boxes, boxes + 1).items()}
 
 
-def run_shares(rank: int, world_size: int, folder: str) -> None:
-    """Write what this process gets for each share of so many processes."""
+def run_shares(rank: int, world_size: int, folder: str, backend: str) -> None:
+    """Write what this process gets for each share of so many processes, by the named backend."""
+    device_module._has_numba = lambda: backend == "compiled"
     with gloo_group(rank, world_size, folder):
         names = [name for name, shares in SHARES.items() if len(shares) == world_size]
         results = {

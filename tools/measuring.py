@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import math
 import multiprocessing
@@ -171,8 +172,14 @@ def random_batch(num_images: int, size: int, num_classes: int) -> list[dict]:
 
 def environment(device: torch.device) -> dict:
     """Where the figures are from."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    facts = {"device": "CPU", "threads": torch.get_num_threads(), "torch": torch.__version__}
+    if device.type == "cuda":
+        return {**facts, "device": torch.cuda.get_device_name(device)}
+    try:
+        numba_version = importlib.metadata.version("numba")
+    except importlib.metadata.PackageNotFoundError:
+        numba_version = "none"  # the losses do without, and are slower
+    return {**facts, "numba": numba_version}
 
 
 def markdown(header: list[str], rows: list[list]) -> str:

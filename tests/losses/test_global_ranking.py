@@ -8,15 +8,16 @@ import torch
 from global_ranking_worker import SHARES, loss_and_gradients, make_share, run_shares
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """For each number of processes, what every one of them got."""
+@pytest.fixture(scope="module", params=["compiled", "operators"])
+def results(request, tmp_path_factory):
+    """For each number of processes, what every one of them got, by the named backend."""
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("this PyTorch has no Gloo")
     found = {}
     for world_size in (2, 3):
         folder = tmp_path_factory.mktemp(f"gloo{world_size}")
-        torch.multiprocessing.spawn(run_shares, args=(world_size, str(folder)), nprocs=world_size)
+        args = world_size, str(folder), request.param
+        torch.multiprocessing.spawn(run_shares, args=args, nprocs=world_size)
         files = [folder / f"rank{rank}.pth" for rank in range(world_size)]
         found[world_size] = [torch.load(file, weights_only=False) for file in files]
     return found

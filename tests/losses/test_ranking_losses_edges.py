@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import numpy as np
+import threading
 import warnings
 import pytest
 import torch
@@ -282,12 +284,44 @@ def test_a_graph_that_is_kept_gives_the_gradient_again(loss):
 
 @both
 def test_targets_may_be_a_slice_of_a_larger_tensor(loss):
-    """Eight targets are read at a time where their place in memory allows it."""
     logits, targets = random_case()
     targets = targets.to(torch.int8)
     value = total(loss, logits[3:], targets[3:], errors_for(targets[3:]))
     apart = total(loss, logits[3:].clone(), targets[3:].clone(), errors_for(targets[3:]))
     assert_close(value, apart, rtol=0, atol=0)
+
+
+@both
+def test_nothing_of_the_size_of_the_logits_outlives_backward(loss):
+    """A trainer holds its losses while the optimizer works."""
+    logits, targets = random_case(size=1237)
+    value = total(loss, logits.requires_grad_(), targets, errors_for(targets))
+    value.backward()
+    sized = [x for x in gc.get_objects() if type(x) is torch.Tensor and x.numel() == 1237]
+    assert {id(x) for x in sized} <= {id(logits), id(targets), id(logits.grad)}
+
+
+@both
+def test_backward_may_run_in_another_thread(loss):
+    logits, targets = random_case(size=200_000)
+    targets[targets == 1] = torch.arange(int((targets == 1).sum())) % 100 // 99
+    errors = errors_for(targets, requires_grad=False)
+    value = total(loss, logits.requires_grad_(), targets, errors)
+    (expected,) = torch.autograd.grad(value, logits, retain_graph=True)
+    thread = threading.Thread(target=value.backward)
+    thread.start()
+    thread.join()
+    assert expected.any()
+    assert_close(logits.grad, expected, rtol=0, atol=0)
+
+
+@both
+def test_inference_mode_gives_the_value(loss):
+    logits, targets = random_case()
+    expected = total(loss, logits, targets, errors_for(targets))
+    with torch.inference_mode():
+        value = total(loss, logits.clone(), targets, errors_for(targets, requires_grad=False))
+    assert_close(value, expected.detach(), rtol=0, atol=0)
 
 
 @both
