@@ -67,14 +67,6 @@ def test_few_calls_leave_pytorch_its_threads():
     assert done.returncode == 0, done.stderr
 
 
-def test_calls_that_no_thread_took_are_made_up_for(monkeypatch):
-    """OpenMP may be limited to one thread, and one may be stopped before it begins."""
-    monkeypatch.setattr(compiled, "_openmp_parallel", lambda: lambda *args: None)
-    done = []
-    compiled._in_threads(done.append, 3)
-    assert sorted(done) == [0, 1, 2]
-
-
 @pytest.mark.parametrize("num_entries", [0, 1, 99, 100, 250, 1001, 10**6])
 @pytest.mark.parametrize("num_threads", [1, 5, 40])
 def test_slices_cover_all_entries_and_use_no_more_threads_than_pytorch(
@@ -135,5 +127,89 @@ def test_loops_are_compiled_where_no_folder_can_keep_them(monkeypatch):
         return njit(**options)
 
     monkeypatch.setattr(numba, "njit", without_folder)
+    assert kernels._jit(lambda x: 2 * x)(21) == 42
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), EOFError()], ids=repr)
+def test_loops_are_compiled_anew_where_they_cannot_be_kept_or_read(monkeypatch, error):
+    njit, calls = numba.njit, []
+
+    def full_disk(cache=False, **options):
+        def fail(*args):
+            calls.append(args)
+            raise error
+
+        return (lambda function: fail) if cache else njit(**options)
+
+    monkeypatch.setattr(numba, "njit", full_disk)
     double = kernels._jit(lambda x: 2 * x)
-    assert double(21) == 42 and double.signatures
+    with pytest.warns(UserWarning, match="NUMBA_CACHE_DIR"):
+        assert double(21) == 42
+    assert double(4) == 8 and calls == [(21,)]
+
+
+def test_several_threads_may_find_that_loops_cannot_be_read(monkeypatch):
+    njit, both = numba.njit, threading.Barrier(2, timeout=60)
+
+    def unreadable(cache=False, **options):
+        def fail(*args):
+            both.wait()
+            raise EOFError
+
+        return (lambda function: fail) if cache else njit(**options)
+
+    monkeypatch.setattr(numba, "njit", unreadable)
+    double, results = kernels._jit(lambda x: 2 * x), []
+    threads = [threading.Thread(target=lambda: results.append(double(21))) for _ in range(2)]
+    with pytest.warns(UserWarning, match="NUMBA_CACHE_DIR"):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert results == [42, 42]
+
+
+def test_an_error_of_the_loops_themselves_is_not_hidden():
+    first = kernels._jit(lambda values: values.no_such_attribute)
+    with pytest.warns(UserWarning), pytest.raises(numba.TypingError, match="no_such_attribute"):
+        first(np.zeros(1))
+    with pytest.raises(numba.TypingError):
+        first(np.zeros(1))
+
+
+def test_ctrl_c_within_numba_is_still_ctrl_c(monkeypatch):
+    def interrupted(function):
+        def call():
+            raise SystemError("returned a result with an exception set") from KeyboardInterrupt()
+
+        return call
+
+    monkeypatch.setattr(numba, "njit", lambda **options: interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        kernels._jit(print)()
+
+
+def test_ctrl_c_before_the_first_line_of_a_share_is_not_lost(monkeypatch):
+    """ctypes can but print what is raised there; all work is done by the other threads."""
+
+    def only_another_thread(share, *args):
+        thread = threading.Thread(target=share, args=(None,))
+        thread.start()
+        thread.join()
+
+    monkeypatch.setattr(compiled, "_openmp_parallel", lambda: only_another_thread)
+    monkeypatch.setattr(compiled, "_OPENMP_FUNCTION", lambda share: share)
+    with pytest.raises(KeyboardInterrupt):
+        compiled._in_threads(lambda _: None, 2)
+
+
+def test_the_default_device_does_not_matter(rng):
+    logits = torch.as_tensor(rng.standard_normal(100))
+    targets = torch.as_tensor(rng.choice([0, 1], size=100))
+    expected = ap_loss(logits, targets)
+    leaf = logits.clone().requires_grad_()
+    with torch.device("meta"):
+        loss = ap_loss(leaf, targets)
+        loss.backward()
+    assert_close(loss.detach(), expected, rtol=0, atol=0)
+    assert leaf.grad.device.type == "cpu" and leaf.grad.any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import numpy as np
+import re
 import threading
 import warnings
 import pytest
@@ -356,11 +357,11 @@ def test_non_finite_errors_are_named(value):
 
 
 @both
-@pytest.mark.parametrize("delta", [0, 0.0, -1.0])
+@pytest.mark.parametrize("delta", [0, 0.0, -1.0, 5e-324, 1e308, float("inf"), float("nan")])
 @pytest.mark.parametrize("targets", [[1, 0], [0, 0]], ids=["positives", "no_positives"])
-def test_delta_must_be_positive(loss, delta, targets):
+def test_delta_must_lie_in_its_range(loss, delta, targets):
     targets = torch.tensor(targets)
-    with pytest.raises(ValueError, match=f"delta.*{delta}"):
+    with pytest.raises(ValueError, match=re.escape(f"1e-30 and 1e+30, but is {delta};")):
         total(loss, torch.zeros(2), targets, errors_for(targets), delta=delta)
 
 
@@ -368,6 +369,7 @@ BAD_INPUTS = {
     "two_dimensional": (torch.zeros(2, 2), torch.zeros(2, 2).long(), r"logits.*\(2, 2\)"),
     "scalar": (torch.zeros(()), torch.zeros(()).long(), "logits"),
     "lengths_differ": (torch.zeros(3), torch.zeros(2).long(), r"3.*2|2.*3"),
+    "8_bit_logits": (torch.zeros(2).to(torch.float8_e5m2), torch.zeros(2).long(), "16 to 64 bits"),
     "integer_logits": (torch.zeros(2).long(), torch.zeros(2).long(), "logits.*int64"),
     "boolean_logits": (torch.zeros(2).bool(), torch.zeros(2).long(), "logits.*bool"),
     "complex_logits": (torch.zeros(2) + 0j, torch.zeros(2).long(), "logits.*complex64"),

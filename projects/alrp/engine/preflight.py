@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import math
 from typing import Iterable, Optional
 import torch
 
@@ -308,7 +307,13 @@ def _ranges_of_losses(cfg: CfgNode) -> list[tuple]:
     alrp, balance = cfg.MODEL.ALRP, cfg.MODEL.ALRP.SELF_BALANCE
     key = "MODEL.ALRP.SELF_BALANCE."
     return [
-        ("MODEL.ALRP.DELTA", alrp.DELTA, 0 < alrp.DELTA < math.inf, "a number > 0", 1.0),
+        (
+            "MODEL.ALRP.DELTA",
+            alrp.DELTA,
+            1e-30 <= alrp.DELTA <= 1e30,
+            "a number of 1e-30 to 1e30",
+            1.0,
+        ),
         ("MODEL.ALRP.TAU", alrp.TAU, 0 <= alrp.TAU < 1, "a number in [0, 1)", 0.5),
         (key + "PERIOD", balance.PERIOD, balance.PERIOD >= 0, "iterations, or 0 for an epoch", 0),
         (key + "INIT_WEIGHT", balance.INIT_WEIGHT, balance.INIT_WEIGHT > 0, "a number > 0", 50.0),

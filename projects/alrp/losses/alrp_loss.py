@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .inputs import checked_logits, result_dtype
+from .inputs import FLOAT_DTYPES, checked_logits, result_dtype
 from .operators import prefix_sum
 from .ranking import ErrorDriven, Ranking, rank_positives
 
@@ -50,13 +50,13 @@ def alrp_loss(
     bytes an entry from forward to backward, and during forward 4 KB a positive on a GPU.
 
     Args:
-        logits: (S,) raw scores, any float dtype.
+        logits: (S,) raw scores, float16, bfloat16, float32 or float64.
         targets: (S,) integers; 1 positive, 0 negative, anything else (-1) ignored. An ignored
             entry may hold any value and gets exactly zero gradient.
         loc_errors: (P,) localisation errors >= 0, one per positive in the order of
             ``targets.eq(1).nonzero()``; see :func:`alrp.losses.localization_error`.
-        delta: half width of the linear part of the step, in logit units; > 0. Rounding errors grow
-            like ``1e-16 * max(abs(logits)) / delta``.
+        delta: half width of the linear part of the step, in logit units; 1e-30 to 1e30. Rounding
+            errors grow like ``1e-16 * max(abs(logits)) / delta``.
         eps: a positive with no more than ``eps`` false positives above it sends no gradient to the
             logits: there is nothing to swap it with.
         group: rank the batches of all processes of this group as one; they must all call, with or
@@ -69,7 +69,8 @@ def alrp_loss(
         positives both parts are 0, with zero gradients.
 
     Raises:
-        ValueError: on a wrong shape, dtype or length, or ``delta <= 0``.
+        ValueError: on a wrong shape, dtype or length, or a ``delta`` outside its
+            range.
         FloatingPointError: if a valid logit or a localisation error is NaN or Inf, here or on
             another process of the group, or if a positive's logit exceeds 1e12 ``delta``.
 
@@ -78,7 +79,7 @@ def alrp_loss(
         >>> output = alrp_loss(logits, torch.tensor([1, 1, 0, 0]), torch.tensor([0.2, 0.6]))
         >>> (output.cls + output.loc).backward()
     """
-    if loc_errors.dim() != 1 or not loc_errors.is_floating_point():
+    if loc_errors.dim() != 1 or loc_errors.dtype not in FLOAT_DTYPES:
         raise ValueError(
             f"loc_errors must be 1-D and floating point, but are {loc_errors.dtype} of shape "
             f"{tuple(loc_errors.shape)}; pass one localisation error per positive."

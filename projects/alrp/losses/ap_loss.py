@@ -24,9 +24,9 @@ def ap_loss(
     does. The gradient is the paper's error-driven update, not the derivative of the value.
 
     Args:
-        logits: (S,) raw scores, any float dtype.
+        logits: (S,) raw scores, float16, bfloat16, float32 or float64.
         targets: (S,) integers; 1 positive, 0 negative, anything else (-1) ignored.
-        delta: half width of the linear part of the step, in logit units; > 0.
+        delta: half width of the linear part of the step, in logit units; 1e-30 to 1e30.
         group: processes whose batches are ranked as one, see :func:`alrp.losses.alrp_loss`.
 
     Returns:
@@ -34,7 +34,7 @@ def ap_loss(
         positives 0, with zero gradients.
 
     Raises:
-        ValueError: on a wrong shape or dtype, or ``delta <= 0``.
+        ValueError: on a wrong shape or dtype, or a ``delta`` outside its range.
         FloatingPointError: if a valid logit is NaN or Inf, or a positive's exceeds 1e12 ``delta``.
 
     Example:

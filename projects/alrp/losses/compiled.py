@@ -12,6 +12,7 @@ import ctypes
 import functools
 import numpy as np
 import sys
+import threading
 from typing import Callable, Optional
 import torch
 from torch import Tensor
@@ -63,9 +64,9 @@ class Matrix(StepMatrix):
     def locate(self, logits: Tensor, targets: Tensor) -> LocatedKeys:
         num_cells = len(self._edges) - 1
         # Large memory comes from PyTorch, and so shows in its profiles.
-        cells = torch.empty(len(logits), dtype=cell_dtype(num_cells))
+        cells = _empty(len(logits), dtype=cell_dtype(num_cells))
         slices = _slices_for_threads(len(logits))
-        sums = torch.zeros(len(slices), 2, num_cells + _PADDING, dtype=torch.float64)
+        sums = _empty(len(slices), 2, num_cells + _PADDING, dtype=torch.float64).zero_()
         arrays, sum_arrays = [_array(x) for x in (logits, targets, cells)], _array(sums)
         table = self._bucket_table(len(logits))
 
@@ -84,16 +85,15 @@ class Matrix(StepMatrix):
         """
         num_buckets = max(_BUCKETS_PER_KNOT * len(self._edges), _MIN_BUCKETS)
         num_buckets = min(num_buckets, _MAX_BUCKETS, num_keys // _KEYS_PER_BUCKET + 1)
-        # Finite, as 0 times infinity has no bucket.
-        density = min(num_buckets / (self._edges[-2] - self._edges[1]), 1e300)
-        starts = _array(torch.empty(num_buckets + 1, dtype=cell_dtype(len(self._edges) - 1)))
+        density = num_buckets / (self._edges[-2] - self._edges[1])
+        starts = _array(_empty(num_buckets + 1, dtype=cell_dtype(len(self._edges) - 1)))
         kernels.count_knots(self._edges, density, starts)
         return density, starts
 
     def rmatvec(self, weights: Tensor, cells: Tensor, logits: Tensor) -> Tensor:
         shape = self._edges, self._is_lower, self._delta
         profile = kernels.column_profile(_array(weights), *shape)
-        result = torch.empty(len(logits), dtype=logits.dtype)
+        result = _empty(len(logits), dtype=logits.dtype)
         arrays = [_array(x) for x in (logits, cells, result)]
         slices = _slices_for_threads(len(logits))
 
@@ -112,6 +112,10 @@ class Matrix(StepMatrix):
     def _row_sums(self, mass: Tensor, moment: Tensor) -> Tensor:
         shape = self._edges, self._is_lower, self._delta
         return torch.from_numpy(kernels.row_sums(_array(mass), _array(moment), *shape))
+
+
+# On the CPU even where the user's default device is another.
+_empty = functools.partial(torch.empty, device="cpu")
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -133,7 +137,7 @@ def _in_threads(work: Callable[[int], None], num_calls: int) -> None:
     Threads of our own would wait for a core: PyTorch's keep theirs busy for milliseconds after each
     operator, in case another one comes.
     """
-    numbers, errors = list(range(num_calls)), []
+    numbers, errors, finished = list(range(num_calls)), [], set()
 
     def take() -> Optional[int]:
         try:
@@ -145,18 +149,21 @@ def _in_threads(work: Callable[[int], None], num_calls: int) -> None:
         try:
             for number in iter(take, None):
                 work(number)
+            finished.add(threading.get_ident())
         except BaseException as error:  # Ctrl-C too: nothing may leave through foreign code
             errors.append(error)
 
     parallel = _openmp_parallel() if num_calls > 1 else None
-    if parallel is not None:
+    if parallel is None:
+        share(None)
+    else:
         # With 0, OpenMP takes as many threads as PyTorch does. Another number would end those that
         # are too many, or start more, here and again in the next operator.
         parallel(_OPENMP_FUNCTION(share), None, 0, 0)
-    if not errors:
-        share(None)  # all, or what may be left
     if errors:
         raise errors[0]
+    if threading.get_ident() not in finished:
+        raise KeyboardInterrupt  # it came before the first line of this thread's share
 
 
 _OPENMP_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)

@@ -13,6 +13,9 @@ from .device import accumulation_dtype, backend
 
 # Least number of float steps in half the width of the smoothed step.
 _RESOLUTION = 2.0**12
+# Together with the resolution, these bounds keep all sums far from overflow.
+_DELTAS = (1e-30, 1e30)
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def checked_logits(logits: Tensor, targets: Tensor, delta: float) -> Tensor:
@@ -30,17 +33,20 @@ def checked_logits(logits: Tensor, targets: Tensor, delta: float) -> Tensor:
             "logits and targets must be 1-D and of one length, but have shapes "
             f"{tuple(logits.shape)} and {tuple(targets.shape)}; flatten both in the same order."
         )
-    if not logits.is_floating_point():
-        raise ValueError(f"logits must be floating point, but are {logits.dtype}; pass raw scores.")
+    if logits.dtype not in FLOAT_DTYPES:
+        raise ValueError(
+            f"logits must be floating point of 16 to 64 bits, but are {logits.dtype}; pass raw "
+            "scores."
+        )
     if targets.is_floating_point() or targets.is_complex():
         raise ValueError(
             f"targets must be integers in {{1, 0, -1}}, but are {targets.dtype}; "
             "convert them with .to(torch.int8)."
         )
-    if not 0 < delta < float("inf"):
+    if not _DELTAS[0] <= delta <= _DELTAS[1]:
         raise ValueError(
-            f"delta must be > 0 and finite, but is {delta}; the published value is 1.0, and a tiny "
-            "one such as 1e-3 comes close to hard ranking."
+            f"delta must lie between {_DELTAS[0]:g} and {_DELTAS[1]:g}, but is {delta}; the "
+            "published value is 1.0, and a small one such as 1e-3 comes close to hard ranking."
         )
     return logits.to(result_dtype(logits))
 

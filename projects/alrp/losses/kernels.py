@@ -8,7 +8,9 @@ queries int32, indices int64; all else is float64.
 
 from __future__ import annotations
 
+import functools
 import numpy as np
+import warnings
 from typing import Callable
 import numba
 
@@ -19,11 +21,36 @@ _ONE = np.uintp(1)  # numba indexes by unsigned numbers without looking for nega
 
 
 def _jit(function: Callable) -> Callable:
-    """The function as machine code, kept for later processes where there is a folder for it."""
+    """The function as machine code, kept for later processes where there is a folder for it.
+
+    What cannot be kept, or read again, is compiled in every process.
+    """
+    anew = numba.njit(nogil=True)(function)
     try:
-        return numba.njit(nogil=True, cache=True)(function)
+        compiled = numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # neither the package's own folder nor the user's cache can be written
-        return numba.njit(nogil=True)(function)
+        compiled = anew
+
+    @functools.wraps(function)
+    def call(*args):
+        nonlocal compiled
+        tried = compiled  # which another thread may replace
+        try:
+            return tried(*args)
+        except SystemError as error:  # numba's word for Ctrl-C while it hands over the results
+            raise error.__cause__ or error from None
+        except Exception as error:
+            if tried is anew:
+                raise
+            warnings.warn(
+                f"alrp.losses: numba cannot keep {function.__name__}, or read it again "
+                f"({error!r}), and compiles it in every process; set NUMBA_CACHE_DIR to a folder "
+                "with space, or delete the *.nbi and *.nbc files there"
+            )
+            compiled = anew
+            return compiled(*args)
+
+    return call
 
 
 @_jit
@@ -162,7 +189,7 @@ def column_profile(weights, edges, is_lower, delta):
     return profile
 
 
-@_jit
+@numba.njit(nogil=True)  # part of the code of those that call it
 def _bucket(key, edges, density, starts):
     """Never decreases as the key increases, rounding included: so no search crosses buckets."""
     return np.uintp(np.int64(min((key - edges[1]) * density, np.float64(len(starts) - 2))))

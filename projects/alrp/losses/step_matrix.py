@@ -46,7 +46,7 @@ class StepMatrix(ABC):
     knots; cell 0 lies below all knots, where H is 0. Its left edge is never used.
 
     Args:
-        queries: (P,) logits in ascending order, any float dtype, P >= 1.
+        queries: (P,) logits in ascending order, P >= 1.
         delta: half width of the linear part of the step, in logit units; > 0.
     """
 
