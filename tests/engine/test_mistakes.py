@@ -130,7 +130,7 @@ def test_an_unknown_component_lists_the_choices(fail, key, wrong, listed):
 @pytest.mark.parametrize(
     "key, wrong, expected",
     [
-        ("MODEL__ALRP__DELTA", 0.0, "a number of 1e-30 to 1e30"),
+        ("MODEL__ALRP__DELTA", 0.0, "a number of 1e-30 to 1e+30"),
         ("MODEL__ALRP__TAU", 1.0, "a number in [0, 1)"),
         ("MODEL__ATSS__TOPK", 0, "1 or more"),
         ("MODEL__RETINANET__IOU_THRESHOLDS", [0.5, 0.4], "[low, high]"),

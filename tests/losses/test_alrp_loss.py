@@ -13,6 +13,8 @@ from torch.testing import assert_close
 
 from alrp.losses import ALRPLoss, ALRPLossOutput, alrp_loss, ap_loss
 
+pytestmark = pytest.mark.usefixtures("cpu_backend")
+
 
 def double(values, requires_grad=False):
     return torch.tensor(values, dtype=torch.float64, requires_grad=requires_grad)

@@ -12,6 +12,8 @@ from torch.testing import assert_close
 
 from alrp.losses import APLoss, alrp_loss, ap_loss
 
+pytestmark = pytest.mark.usefixtures("cpu_backend")
+
 
 def double(values):
     return torch.tensor(values, dtype=torch.float64)

@@ -9,6 +9,8 @@ from reference import alrp_reference, ap_reference
 
 from alrp.losses import alrp_loss, ap_loss
 
+pytestmark = pytest.mark.usefixtures("cpu_backend")
+
 ALRP = [
     "alrp_loss_all_positive",
     "alrp_loss_p100_n5000_prior_init",

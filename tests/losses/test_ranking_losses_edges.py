@@ -1,34 +1,21 @@
-"""Edges and errors that aLRP and AP loss share; every edge runs backward."""
+"""Edges that aLRP and AP loss share; each runs backward."""
 
 from __future__ import annotations
 
 import gc
 import numpy as np
-import re
 import threading
 import warnings
 import pytest
 import torch
+from loss_cases import both, errors_for, random_case, total
 from reference import alrp_reference, ap_reference
 from torch.testing import assert_close
 
 from alrp.losses import alrp_loss, ap_loss
 
+pytestmark = pytest.mark.usefixtures("cpu_backend")
 
-def total(loss, logits, targets, errors, **options):
-    """One scalar of either loss; AP takes no localisation errors."""
-    if loss == "ap":
-        return ap_loss(logits, targets, **options)
-    out = alrp_loss(logits, targets, errors, **options)
-    return out.cls + out.loc
-
-
-def errors_for(targets, requires_grad=True, dtype=torch.float32):
-    count = int((targets == 1).sum())
-    return torch.linspace(0.1, 1.3, count, dtype=dtype).requires_grad_(requires_grad)
-
-
-both = pytest.mark.parametrize("loss", ["alrp", "ap"])
 
 WITHOUT_POSITIVES = {
     "all_negative": torch.tensor([0, 0, 0]),
@@ -97,12 +84,6 @@ def test_ignored_entries_may_hold_anything(loss, rubbish, targets):
     assert_close(value, expected, rtol=0, atol=0)
     assert_close(dirty.grad, expected_grad, rtol=0, atol=0)
     assert dirty.grad[1] == 0
-
-
-def random_case(dtype=torch.float32, size=200):
-    g = torch.Generator().manual_seed(3)
-    logits = (2 * torch.randn(size, generator=g)).to(dtype)
-    return logits, torch.randint(-1, 2, (size,), generator=g)
 
 
 @both
@@ -336,79 +317,6 @@ def test_differentiating_twice_is_refused(loss):
         grad.sum().backward()
 
 
-@both
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("place", [0, 1, 2])
-@pytest.mark.parametrize("targets", [[1, 0, 1], [0, 0, 0]], ids=["positives", "no_positives"])
-def test_non_finite_logits_are_named(loss, value, place, targets):
-    targets = torch.tensor(targets)
-    logits = torch.tensor([0.1, 0.2, 0.3])
-    logits[place] = value
-    with pytest.raises(FloatingPointError, match="logits"):
-        total(loss, logits.requires_grad_(), targets, errors_for(targets)).backward()
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_non_finite_errors_are_named(value):
-    logits = torch.tensor([0.1, 0.2, 0.3], requires_grad=True)
-    errors = torch.tensor([0.5, value], requires_grad=True)
-    with pytest.raises(FloatingPointError, match="loc_errors"):
-        alrp_loss(logits, torch.tensor([1, 0, 1]), errors)
-
-
-@both
-@pytest.mark.parametrize("delta", [0, 0.0, -1.0, 5e-324, 1e308, float("inf"), float("nan")])
-@pytest.mark.parametrize("targets", [[1, 0], [0, 0]], ids=["positives", "no_positives"])
-def test_delta_must_lie_in_its_range(loss, delta, targets):
-    targets = torch.tensor(targets)
-    with pytest.raises(ValueError, match=re.escape(f"1e-30 and 1e+30, but is {delta};")):
-        total(loss, torch.zeros(2), targets, errors_for(targets), delta=delta)
-
-
-BAD_INPUTS = {
-    "two_dimensional": (torch.zeros(2, 2), torch.zeros(2, 2).long(), r"logits.*\(2, 2\)"),
-    "scalar": (torch.zeros(()), torch.zeros(()).long(), "logits"),
-    "lengths_differ": (torch.zeros(3), torch.zeros(2).long(), r"3.*2|2.*3"),
-    "8_bit_logits": (torch.zeros(2).to(torch.float8_e5m2), torch.zeros(2).long(), "16 to 64 bits"),
-    "integer_logits": (torch.zeros(2).long(), torch.zeros(2).long(), "logits.*int64"),
-    "boolean_logits": (torch.zeros(2).bool(), torch.zeros(2).long(), "logits.*bool"),
-    "complex_logits": (torch.zeros(2) + 0j, torch.zeros(2).long(), "logits.*complex64"),
-    "float_targets": (torch.zeros(2), torch.zeros(2), "targets.*float32"),
-}
-
-
-@both
-@pytest.mark.parametrize("case", BAD_INPUTS)
-def test_wrong_shapes_and_types_are_refused_and_named(loss, case):
-    logits, targets, message = BAD_INPUTS[case]
-    with pytest.raises(ValueError, match=message):
-        total(loss, logits, targets, torch.zeros(0))
-
-
-@pytest.mark.parametrize("count", [0, 12, 16])
-def test_number_of_errors_must_be_that_of_positives(count):
-    targets = torch.tensor([1] * 15 + [0] * 5)
-    message = f"loc_errors has {count} elements.* but targets has 15 positives"
-    with pytest.raises(ValueError, match=message):
-        alrp_loss(torch.zeros(20), targets, torch.zeros(count))
-
-
-def test_errors_without_positives_are_refused():
-    with pytest.raises(ValueError, match="loc_errors has 2 elements.* targets has 0 positives"):
-        alrp_loss(torch.zeros(3), torch.zeros(3).long(), torch.zeros(2))
-
-
-@pytest.mark.parametrize("shape", [(2, 1), (1, 2), (2, 4)])
-def test_errors_must_be_one_per_positive_in_one_dimension(shape):
-    with pytest.raises(ValueError, match="loc_errors"):
-        alrp_loss(torch.zeros(3), torch.tensor([1, 0, 1]), torch.zeros(shape))
-
-
-def test_errors_must_be_floating_point():
-    with pytest.raises(ValueError, match="loc_errors.*int64"):
-        alrp_loss(torch.zeros(2), torch.tensor([1, 0]), torch.tensor([1]))
-
-
 def test_a_perfect_ranking_costs_only_localisation():
     logits = torch.tensor([5.0, 4.0, -3.0], requires_grad=True)
     errors = torch.tensor([0.2, 0.4], requires_grad=True)
@@ -418,14 +326,6 @@ def test_a_perfect_ranking_costs_only_localisation():
     # ranks 1 and 2, but the two positives are 1 apart: (0.2 + (0.2 + 0.4) / 2) / 2
     assert_close(out.loc.detach(), torch.tensor(0.25))
     np.testing.assert_allclose(errors.grad.numpy(), [0.75, 0.25], rtol=1e-6)
-
-
-@pytest.mark.parametrize("logit, delta", [(1e16, 1.0), (-3.4e38, 1.0), (2.0, 1e-14)])
-def test_positives_beside_which_delta_vanishes_are_refused(logit, delta):
-    """The two ends of their step would be one number, and the loss a perfect-looking 0."""
-    logits = torch.tensor([0.5, logit, 1.0], dtype=torch.float64)
-    with pytest.raises(FloatingPointError, match="beside which delta"):
-        ap_loss(logits, torch.tensor([1, 1, 0]), delta=delta)
 
 
 def test_a_huge_negative_is_ranked():

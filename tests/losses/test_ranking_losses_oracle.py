@@ -1,4 +1,4 @@
-"""The sorted losses equal the pairwise float64 oracle: value, rank and gradient."""
+"""The losses equal the pairwise float64 oracle: value, rank and gradient."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from reference import alrp_reference, ap_reference, loc_reference
 
 from alrp.losses import alrp_loss, ap_loss
+
+pytestmark = pytest.mark.usefixtures("cpu_backend")
 
 SIZES = [0, 1, 2, 50, 2000]
 SCALES = [1e-5, 1.0, 1e4]

@@ -1,4 +1,4 @@
-"""Sums over queries and keys, by every way of placing the keys, equal those of the full matrix."""
+"""Sums over queries and keys, by both backends, equal those of the full matrix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reference import smoothed_step
 from torch.testing import assert_close
 
 from alrp.losses import compiled, operators
-from alrp.losses.operators import prefix_sum, suffix_sum
+from alrp.losses.device import _prefix_sum_by_doubling, prefix_sum, suffix_sum
 
 KINDS = [operators.Matrix, compiled.Matrix]
 kinds = pytest.mark.parametrize("kind", KINDS, ids=["operators", "compiled"])
@@ -93,6 +93,7 @@ def parts(request, monkeypatch):
     """Read 3000 entries at once, or in several blocks and threads."""
     if request.param == "parts":
         monkeypatch.setattr(operators, "_BLOCK", 700)
+        monkeypatch.setitem(operators._TURNS, "cpu", 3)
         monkeypatch.setattr(compiled, "_ENTRIES_PER_SHARE", 700)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
 
@@ -241,7 +242,14 @@ def test_descending_order_is_that_of_a_stable_sort(kind, values):
     assert kind.descending_order(torch.tensor(values, dtype=torch.float64)).tolist() == expected
 
 
-def test_prefix_and_suffix_sums():
+def test_prefix_sums_end_and_suffix_sums_begin_at_each_element():
     x = torch.arange(1.0, 12.0)
     assert prefix_sum(x).tolist() == np.cumsum(x.numpy()).tolist()
     assert suffix_sum(x).tolist() == np.cumsum(x.numpy()[::-1])[::-1].tolist()
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 7, 12])
+def test_sums_by_doubling_are_prefix_sums(rng, size):
+    """The way of GPUs in the deterministic mode."""
+    x = torch.as_tensor(rng.standard_normal(size))
+    assert_close(_prefix_sum_by_doubling(x), x.cumsum(0), rtol=1e-14, atol=1e-14)

@@ -26,6 +26,7 @@ from detectron2.modeling import (
 from ..data.datasets.coco_check import CocoSummary, Finding, check_coco_dataset
 from ..data.datasets.coco_format import coco_format_names
 from ..errors import UserError
+from ..losses.inputs import DELTA_RANGE
 
 __all__ = ["Finding", "check", "report"]
 
@@ -306,14 +307,10 @@ def _check_ranges(cfg: CfgNode) -> list[Finding]:
 def _ranges_of_losses(cfg: CfgNode) -> list[tuple]:
     alrp, balance = cfg.MODEL.ALRP, cfg.MODEL.ALRP.SELF_BALANCE
     key = "MODEL.ALRP.SELF_BALANCE."
+    least, most = DELTA_RANGE
+    deltas = f"a number of {least:g} to {most:g}"
     return [
-        (
-            "MODEL.ALRP.DELTA",
-            alrp.DELTA,
-            1e-30 <= alrp.DELTA <= 1e30,
-            "a number of 1e-30 to 1e30",
-            1.0,
-        ),
+        ("MODEL.ALRP.DELTA", alrp.DELTA, least <= alrp.DELTA <= most, deltas, 1.0),
         ("MODEL.ALRP.TAU", alrp.TAU, 0 <= alrp.TAU < 1, "a number in [0, 1)", 0.5),
         (key + "PERIOD", balance.PERIOD, balance.PERIOD >= 0, "iterations, or 0 for an epoch", 0),
         (key + "INIT_WEIGHT", balance.INIT_WEIGHT, balance.INIT_WEIGHT > 0, "a number > 0", 50.0),

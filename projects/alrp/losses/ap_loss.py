@@ -35,7 +35,7 @@ def ap_loss(
 
     Raises:
         ValueError: on a wrong shape or dtype, or a ``delta`` outside its range.
-        FloatingPointError: if a valid logit is NaN or Inf, or a positive's exceeds 1e12 ``delta``.
+        FloatingPointError: as :func:`alrp.losses.alrp_loss`.
 
     Example:
         >>> logits = torch.tensor([2.0, 0.5, 1.2], requires_grad=True)
@@ -50,8 +50,6 @@ def ap_loss(
     # Where no negative is above, the precision is 1 up to the rounding of its own sums.
     errors = torch.where(ranking.false_positives > 0, (1.0 - interpolated).clamp(min=0.0), 0.0)
     value = (1.0 - interpolated).mean().to(logits.dtype)
-    if not (logits.requires_grad and torch.is_grad_enabled()):
-        return value
     return ErrorDriven.apply(logits, value, ranking, errors)
 
 

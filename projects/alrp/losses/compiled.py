@@ -32,6 +32,10 @@ _MAX_SHARES = 16
 # one cache line, or to two that are fetched together.
 _PADDING = 16
 
+# On the CPU even where the user's default device is another.
+_empty = functools.partial(torch.empty, device="cpu")
+_OPENMP_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
 
 def survey(logits: Tensor, targets: Tensor, errors: Tensor) -> Survey:
     """See :class:`Survey`."""
@@ -114,10 +118,6 @@ class Matrix(StepMatrix):
         return torch.from_numpy(kernels.row_sums(_array(mass), _array(moment), *shape))
 
 
-# On the CPU even where the user's default device is another.
-_empty = functools.partial(torch.empty, device="cpu")
-
-
 def _array(tensor: Tensor) -> np.ndarray:
     """The tensor's own memory where it is contiguous, else a copy."""
     return tensor.detach().contiguous().numpy()
@@ -164,9 +164,6 @@ def _in_threads(work: Callable[[int], None], num_calls: int) -> None:
         raise errors[0]
     if threading.get_ident() not in finished:
         raise KeyboardInterrupt  # it came before the first line of this thread's share
-
-
-_OPENMP_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 @functools.lru_cache(maxsize=None)

@@ -14,7 +14,7 @@ from .device import accumulation_dtype, backend
 # Least number of float steps in half the width of the smoothed step.
 _RESOLUTION = 2.0**12
 # Together with the resolution, these bounds keep all sums far from overflow.
-_DELTAS = (1e-30, 1e30)
+DELTA_RANGE = (1e-30, 1e30)
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -43,10 +43,10 @@ def checked_logits(logits: Tensor, targets: Tensor, delta: float) -> Tensor:
             f"targets must be integers in {{1, 0, -1}}, but are {targets.dtype}; "
             "convert them with .to(torch.int8)."
         )
-    if not _DELTAS[0] <= delta <= _DELTAS[1]:
+    if not DELTA_RANGE[0] <= delta <= DELTA_RANGE[1]:
         raise ValueError(
-            f"delta must lie between {_DELTAS[0]:g} and {_DELTAS[1]:g}, but is {delta}; the "
-            "published value is 1.0, and a small one such as 1e-3 comes close to hard ranking."
+            "delta must lie between {:g} and {:g}, but is {}; the published value is 1.0, and a "
+            "small one such as 1e-3 comes close to hard ranking.".format(*DELTA_RANGE, delta)
         )
     return logits.to(result_dtype(logits))
 
@@ -94,7 +94,7 @@ def checked_positives(
 
 
 class Survey(NamedTuple):
-    """What must be known of the values, on the host, before they can be ranked.
+    """What must be known of the values before they can be ranked; the numbers on the host.
 
     Attributes:
         positives: (P_own,) int64, ascending indices of the positives.

@@ -3,7 +3,7 @@
 Shape shorthand as in :mod:`alrp.losses.step_matrix`, which says what the arrays hold; B buckets.
 Arrays are contiguous, and nothing checks their lengths. Logits are float32 or float64, targets of
 any integer dtype, the cells of entries and the table of buckets int16 or int32, the cells of
-queries int32, indices int64; all else is float64.
+queries int32, indices int64, ``is_lower`` bool; all else is float64.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def _jit(function: Callable) -> Callable:
 
     What cannot be kept, or read again, is compiled in every process.
     """
-    anew = numba.njit(nogil=True)(function)
+    uncached = numba.njit(nogil=True)(function)
     try:
         compiled = numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # neither the package's own folder nor the user's cache can be written
-        compiled = anew
+        compiled = uncached
 
     @functools.wraps(function)
     def call(*args):
@@ -40,14 +40,14 @@ def _jit(function: Callable) -> Callable:
         except SystemError as error:  # numba's word for Ctrl-C while it hands over the results
             raise error.__cause__ or error from None
         except Exception as error:
-            if tried is anew:
+            if tried is uncached:
                 raise
             warnings.warn(
                 f"alrp.losses: numba cannot keep {function.__name__}, or read it again "
                 f"({error!r}), and compiles it in every process; set NUMBA_CACHE_DIR to a folder "
                 "with space, or delete the *.nbi and *.nbc files there"
             )
-            compiled = anew
+            compiled = uncached
             return compiled(*args)
 
     return call
@@ -78,7 +78,7 @@ def survey(logits, targets, start):
 def descending_order(values):
     """(P,) indices that sort P >= 1 values from the highest down; equal ones keep their order.
 
-    A radix sort, of the few thousand positives three times as fast as one by comparisons.
+    For a few thousand values a radix sort is three times as fast as one by comparisons.
     """
     num_values = len(values)
     bits = (values + 0.0).view(np.uint64)  # -0.0 becomes 0.0
@@ -164,7 +164,7 @@ def row_sums(mass, moment, edges, is_lower, delta):
             sums[i] = (area - sums[i]) / (2 * delta)
         else:
             j -= 1
-            sums[j] = area
+            sums[j] = area  # of which the query's lower knot takes the part before it
     return sums
 
 
@@ -191,7 +191,10 @@ def column_profile(weights, edges, is_lower, delta):
 
 @numba.njit(nogil=True)  # part of the code of those that call it
 def _bucket(key, edges, density, starts):
-    """Never decreases as the key increases, rounding included: so no search crosses buckets."""
+    """Bucket of a key not below the first knot.
+
+    It never decreases as the key increases, rounding included, so no search crosses buckets.
+    """
     return np.uintp(np.int64(min((key - edges[1]) * density, np.float64(len(starts) - 2))))
 
 

@@ -9,33 +9,33 @@ from typing import Iterator
 import torch
 from torch import Tensor
 
-from .device import accumulation_dtype
+from .device import accumulation_dtype, prefix_sum, suffix_sum
 from .inputs import Survey, largest_magnitude, num_not_finite
 from .step_matrix import LocatedKeys, StepMatrix, cell_dtype
 
-# Entries at a time, so that float64 temporaries stay small beside the logits.
+# Entries at a time: temporaries take up to 50 bytes each, so 200 MB a block.
 _BLOCK = 1 << 22
-# Sums of each cell that take turns where a device adds atomically.
-_TURNS = 1 << 7
+# Sums of each cell that take turns where a device adds atomically: slow where many meet in one.
+_TURNS = {"cuda": 1 << 7}
 
 
 def survey(logits: Tensor, targets: Tensor, errors: Tensor) -> Survey:
     """See :class:`Survey`; the device is read once."""
     is_positive = targets == 1
-    counts = ~torch.isfinite(logits) & (is_positive | (targets == 0))
+    is_bad = ~torch.isfinite(logits) & (is_positive | (targets == 0))
     facts = [
         is_positive.count_nonzero(),
-        counts.count_nonzero(),
+        is_bad.count_nonzero(),
         num_not_finite(errors),
         largest_magnitude(torch.where(is_positive, logits, 0.0)),
     ]
     # Numbers of entries are exact in float64, and in float32 up to 2^24.
     dtype = accumulation_dtype(logits.device)
     num_positives, *bad, largest = torch.stack([fact.to(dtype) for fact in facts]).tolist()
-    return Survey(_indices_of_few(is_positive, int(num_positives)), *map(int, bad), largest)
+    return Survey(_indices_of_marked(is_positive, int(num_positives)), *map(int, bad), largest)
 
 
-def _indices_of_few(marks: Tensor, num_marked: int) -> Tensor:
+def _indices_of_marked(marks: Tensor, num_marked: int) -> Tensor:
     """Indices of the nonzero entries, without asking a GPU for their number."""
     try:
         return torch.nonzero_static(marks, size=num_marked).squeeze(1)
@@ -74,8 +74,7 @@ class Matrix(StepMatrix):
         return torch.sort(queries, descending=True, stable=True).indices
 
     def locate(self, logits: Tensor, targets: Tensor) -> LocatedKeys:
-        # Atomic additions are slow where many meet at one place.
-        num_turns = _TURNS if logits.is_cuda else 1
+        num_turns = _TURNS.get(logits.device.type, 1)
         turns = torch.arange(min(_BLOCK, logits.numel()), device=logits.device) % num_turns
         mass = self._left.new_zeros(len(self._left) * num_turns)
         moment = torch.zeros_like(mass)
@@ -83,8 +82,7 @@ class Matrix(StepMatrix):
         for keys, marks, out in _blocks(logits, targets, located):
             cells = self._find_cells(keys) * (marks == 0)
             out.copy_(cells)
-            # Cell 0 may hold NaN.
-            offsets = torch.where(cells > 0, self._offsets(cells, keys), 0.0)
+            offsets = self._offsets(cells, keys)  # cell 0, which is not read, takes any NaN
             cells = cells * num_turns + turns[: len(keys)]
             mass.scatter_add_(0, cells, torch.ones_like(offsets))
             moment.scatter_add_(0, cells, offsets)
@@ -133,23 +131,3 @@ class Matrix(StepMatrix):
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(tensor.split(_BLOCK) for tensor in tensors))
-
-
-def prefix_sum(x: Tensor) -> Tensor:
-    """``out[c] = sum(x[:c + 1])`` of a vector, with the same bits every time if torch asks for it.
-
-    ``cumsum`` of floats refuses to run on CUDA under ``torch.use_deterministic_algorithms``; there
-    the sums are formed by doubling, in log2(n) additions of whole vectors.
-    """
-    if not (x.is_cuda and torch.are_deterministic_algorithms_enabled()):
-        return x.cumsum(0)
-    reach = 1
-    while reach < x.numel():
-        x = torch.cat([x[:reach], x[reach:] + x[:-reach]])
-        reach *= 2
-    return x
-
-
-def suffix_sum(x: Tensor) -> Tensor:
-    """``out[c] = sum(x[c:])``, summed from the end."""
-    return prefix_sum(x.flip(0)).flip(0)

@@ -2,7 +2,8 @@
 
 Shape shorthand: S entries of this process, P positives, of all processes that are ranked together;
 P_own of them are among the S. Whatever is said of all P stands in the ascending order of their
-logits; of equal ones the later stands before the earlier.
+logits; of equal ones the later stands before the earlier. float64 is float32 on MPS, which has no
+float64.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Ranking:
         return torch.empty_like(values).index_copy_(0, self.order, values)[self.pool.own]
 
     def sum_above(self, values: Tensor) -> Tensor:
-        """``sum_{k != i} values[k] * R_ik`` over the other positives, (P,) float64."""
+        """``sum_{k != i} values[k] * H(s_k - s_i)`` over the other positives, (P,) float64."""
         return self.matrix.among_queries(values) - 0.5 * values
 
     def gradient(self, errors: Tensor, cells: Tensor, logits: Tensor, scale: Tensor) -> Tensor:
@@ -123,6 +124,7 @@ def rank_positives(
     pos_logits = logits.index_select(0, positives).to(accumulation_dtype(logits.device))
     pos_logits = pool.gather(pos_logits)
     matrix_type = backend(logits.device).Matrix
+    # Flipped, not sorted upwards: of equal positives the first is to rank highest.
     order = matrix_type.descending_order(pos_logits).flip(0)
     matrix = matrix_type(pos_logits.index_select(0, order), delta)
     negatives = matrix.locate(logits, targets)
@@ -136,8 +138,8 @@ def rank_positives(
 class ErrorDriven(torch.autograd.Function):
     """A value whose gradient is given, not derived (arXiv:2009.13592, Sec. 3).
 
-    The gradient is formed in backward, from the ranking and the errors of its positives: so it
-    needs no memory before, and no pass to scale it.
+    The gradient is formed in backward, already scaled; until then only the logits and their cells
+    are kept.
     """
 
     @staticmethod

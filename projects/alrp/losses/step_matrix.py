@@ -38,9 +38,10 @@ class StepMatrix(ABC):
     (Oksuz et al., arXiv:2009.13592, Sec. 2; Chen et al., arXiv:1904.06373).
 
     The 2P knots ``queries -+ delta`` cut the axis into cells on which every row of H is linear, so
-    a key matters only through its cell and its distance to the cell's left edge: a sum over keys
-    needs of each cell the number of its keys and the sum of their distances, a sum over queries is
-    linear in every cell. Both are exact up to float64 rounding.
+    a key matters only through its cell and its distance to the cell's left edge. A sum over keys
+    needs, for each cell, the number of its keys and the sum of these distances; a sum over queries
+    is a linear function in each cell. Both are exact up to float64 rounding. ``operators.Matrix``
+    and ``compiled.Matrix`` implement it.
 
     Cell c is ``[edges[c], edges[c + 1])``, where the edges between the first and the last are the
     knots; cell 0 lies below all knots, where H is 0. Its left edge is never used.
