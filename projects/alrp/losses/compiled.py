@@ -39,14 +39,13 @@ _OPENMP_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 def survey(logits: Tensor, targets: Tensor, errors: Tensor) -> Survey:
     """See :class:`Survey`."""
-    arrays = _array(logits), _array(targets)
     slices = _slices_for_threads(len(logits))
     found = [None] * len(slices)
 
-    def work(t: int) -> None:
-        found[t] = kernels.survey(*(array[slices[t]] for array in arrays), slices[t].start)
+    def work(t: int, *parts: np.ndarray) -> None:
+        found[t] = kernels.survey(*parts, slices[t].start)
 
-    _in_threads(work, len(slices))
+    _for_slices(work, slices, logits, targets)
     indices, num_bad_logits = zip(*found)
     positives = torch.from_numpy(np.concatenate(indices))
     largest = largest_magnitude(logits.index_select(0, positives)).item()
@@ -71,14 +70,12 @@ class Matrix(StepMatrix):
         cells = _empty(len(logits), dtype=cell_dtype(num_cells))
         slices = _slices_for_threads(len(logits))
         sums = _empty(len(slices), 2, num_cells + _PADDING, dtype=torch.float64).zero_()
-        arrays, sum_arrays = [_array(x) for x in (logits, targets, cells)], _array(sums)
-        table = self._bucket_table(len(logits))
+        sum_arrays, table = _array(sums), self._bucket_table(len(logits))
 
-        def work(t: int) -> None:
-            keys, marks, out = (array[slices[t]] for array in arrays)
+        def work(t: int, keys: np.ndarray, marks: np.ndarray, out: np.ndarray) -> None:
             kernels.locate(keys, marks, self._edges, *table, out, *sum_arrays[t])
 
-        _in_threads(work, len(slices))
+        _for_slices(work, slices, logits, targets, cells)
         return LocatedKeys(cells, *sums.sum(0)[:, :num_cells])
 
     def _bucket_table(self, num_keys: int) -> tuple[float, np.ndarray]:
@@ -98,14 +95,11 @@ class Matrix(StepMatrix):
         shape = self._edges, self._is_lower, self._delta
         profile = kernels.column_profile(_array(weights), *shape)
         result = _empty(len(logits), dtype=logits.dtype)
-        arrays = [_array(x) for x in (logits, cells, result)]
-        slices = _slices_for_threads(len(logits))
 
-        def work(t: int) -> None:
-            keys, cells_of_keys, out = (array[slices[t]] for array in arrays)
+        def work(t: int, keys: np.ndarray, cells_of_keys: np.ndarray, out: np.ndarray) -> None:
             kernels.evaluate(keys, cells_of_keys, self._edges, profile, out)
 
-        _in_threads(work, len(slices))
+        _for_slices(work, _slices_for_threads(len(logits)), logits, cells, result)
         return result
 
     def _sum_queries(self, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,6 +123,15 @@ def _slices_for_threads(num_entries: int) -> list[slice]:
     num_shares = max(1, min(most, num_entries // _ENTRIES_PER_SHARE))
     bounds = [num_entries * t // num_shares for t in range(num_shares + 1)]
     return [slice(*pair) for pair in zip(bounds, bounds[1:])]
+
+
+def _for_slices(work: Callable, slices: list[slice], *tensors: Tensor) -> None:
+    """Call ``work`` with the number of each slice and that part of all (S,) tensors, in threads.
+
+    What it writes into a part is written into the tensor, if that is contiguous.
+    """
+    arrays = [_array(tensor) for tensor in tensors]
+    _in_threads(lambda t: work(t, *(array[slices[t]] for array in arrays)), len(slices))
 
 
 def _in_threads(work: Callable[[int], None], num_calls: int) -> None:
