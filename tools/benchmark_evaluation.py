@@ -32,7 +32,7 @@ from measuring import (
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, coco_evaluation
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 
 from alrp.evaluation import LRPEvaluator
 
@@ -88,8 +88,7 @@ def coco_annotations(ground_truth: list[Instances], num_classes: int) -> dict:
     """The content of a COCO annotation file."""
     annotations = []
     for image_id, instances in enumerate(ground_truth):
-        boxes = instances.gt_boxes.tensor.clone()
-        boxes[:, 2:] -= boxes[:, :2]
+        boxes = BoxMode.convert(instances.gt_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
         for box, cls in zip(boxes.tolist(), instances.gt_classes.tolist()):
             number = len(annotations) + 1
             entry = {"id": number, "image_id": image_id, "category_id": cls + 1, "bbox": box}

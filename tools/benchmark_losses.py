@@ -267,8 +267,6 @@ def parse_args(argv=None):
 
 def main(argv=None) -> int:
     """Measure, print two tables and write JSON; returns the exit status."""
-    # The profiler that counts memory, called more than once.
-    warnings.filterwarnings("ignore", message="Warning: Profiler clears events")
     args = parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -277,18 +275,19 @@ def main(argv=None) -> int:
     columns = "logits", "pos.", "stage", "loss", "ms", "ratio", "MiB", "syncs"
     print("{:>10} {:>6} {:7} {:20}{:>10} {:>7} {:>9} {:>6}".format(*columns))
     document.update(results=[], growth=[])
-    cases = list(itertools.product(args.sizes, args.positives, STAGES))
-    for size, positives, stage in cases:
-        for row in measure(make_case(size, positives, stage, args.device), args.repeats):
-            document["results"].append(
-                {"size": size, "positives": positives, "stage": stage, **row}
-            )
+    cases = [
+        dict(zip(("size", "positives", "stage"), values))
+        for values in itertools.product(args.sizes, args.positives, STAGES)
+    ]
+    for case in cases:
+        for row in measure(make_case(**case, device=args.device), args.repeats):
+            document["results"].append({**case, **row})
             print(line(document["results"][-1]), flush=True)
 
     print("\nalrp, times as long with twice as many\n    logits   pos. stage    positives  logits")
-    for size, positives, stage in cases:
-        row = measure_growth(size, positives, stage, args.device, args.repeats)
-        document["growth"].append({"size": size, "positives": positives, "stage": stage, **row})
+    for case in cases:
+        row = measure_growth(**case, device=args.device, repeats=args.repeats)
+        document["growth"].append({**case, **row})
         print(GROWTH_LINE.format(**document["growth"][-1]), flush=True)
     write_json(args.json, document)
     return 0

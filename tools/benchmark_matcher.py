@@ -99,8 +99,7 @@ def table(results: list[dict]) -> str:
 
 def main(argv=None) -> int:
     """Run the benchmark; returns the exit status."""
-    # Detectron2's call of the one, and what has no bearing here.
-    warnings.filterwarnings("ignore", message="torch.meshgrid|Warning: Profiler clears events")
+    warnings.filterwarnings("ignore", message="torch.meshgrid")  # Detectron2's call of it
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
