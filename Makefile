@@ -22,7 +22,7 @@ help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(STAMP) ## train, evaluate and draw a small detector; results in output/demo
-	@$(BIN)/python tools/demo.py --output output/demo
+	@$(BIN)/python demo/train_demo.py --output output/demo
 
 test: lint ## check the style, then run the whole test suite
 	@$(BIN)/python -m pytest

@@ -3,7 +3,7 @@
     python lazyconfig_train_net.py --num-gpus 4 --config-file examples/fcos_with_alrp.py
 
 The detector gives its matched anchors and predictions to ``anchor_losses``. A detector with other
-shapes calls the bridge itself: ``ranking_losses(logits, classes, predicted_boxes, gt_boxes)``.
+shapes calls the bridge itself: ``head_losses(logits, classes, predicted_boxes, gt_boxes)``.
 """
 
 from torch import nn
@@ -13,7 +13,7 @@ from detectron2.config import LazyCall as L
 from detectron2.modeling.meta_arch.fcos import FCOS
 
 from alrp.losses import SelfBalance
-from alrp.modeling import ALRPLosses, anchor_losses
+from alrp.modeling import ALRPHeadLosses, anchor_losses
 
 from ..configs.common.data.coco_500 import dataloader  # noqa: F401
 from ..configs.common.models.alrp_retinanet import model as retinanet
@@ -23,15 +23,15 @@ from ..configs.common.schedules.coco_100e import lr_multiplier, optimizer, train
 class ALRPFCOS(FCOS):
     """FCOS that ranks all locations and classes of the mini-batch."""
 
-    def __init__(self, *, ranking_losses, **kwargs):
+    def __init__(self, *, head_losses, **kwargs):
         super().__init__(**kwargs)
-        self.ranking_losses = ranking_losses
+        self.head_losses = head_losses
         # Detectron2 cuts negative distances to 0, where an empty box gets no gradient.
         nn.init.constant_(self.head.bbox_pred.bias, 1.0)
 
     def losses(self, anchors, pred_logits, gt_labels, pred_deltas, gt_boxes, pred_centerness):
         losses = anchor_losses(
-            self.ranking_losses,
+            self.head_losses,
             anchors,
             pred_logits,
             gt_labels,
@@ -48,7 +48,7 @@ class ALRPFCOS(FCOS):
 
 model = model_zoo.get_config("common/models/fcos.py").model
 model._target_ = ALRPFCOS
-model.ranking_losses = L(ALRPLosses)(
+model.head_losses = L(ALRPHeadLosses)(
     num_classes="${..num_classes}", self_balance=L(SelfBalance)(period=None)
 )
 # The loss fixes the order of the scores, not their offset.

@@ -1,7 +1,7 @@
 """Shared fixtures: seeded generators, devices, golden figures and the hypothesis profiles.
 
-The helper modules of this folder (``reference``, ``gloo_worker``) are imported by their plain
-names, also by spawned processes and in every import mode of pytest; hence the ``sys.path`` entry.
+The package ``helpers`` of this folder is imported by its plain name, also by spawned processes and
+in every import mode of pytest; hence the ``sys.path`` entry.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 import pytest
 import torch
-from detectors import image, train_step
+from helpers.detectors import image, train_step
 from torch import nn
 
 from detectron2.config import LazyConfig, instantiate
@@ -39,7 +39,7 @@ def test_fcos_takes_a_training_step_with_the_loss(fcos, is_empty):
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-    assert model.ranking_losses.self_balance.count == (not is_empty)
+    assert model.head_losses.self_balance.count == (not is_empty)
     if not is_empty:
         assert model.head.cls_score.weight.grad.any() and model.head.bbox_pred.weight.grad.any()
         unweighted = losses["loss_cls"] + losses["loss_box_reg"] / 50.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from published_configs import each, load_lazy, load_yaml, rows_of
+from helpers.published_configs import each, load_lazy, load_yaml, rows_of
 
 from detectron2.config import instantiate
 from detectron2.layers import ShapeSpec

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from detectors import USUAL, assert_all_gradients_finite, image, train_step
+from helpers.detectors import USUAL, assert_all_gradients_finite, image, train_step
+from helpers.published_configs import ALL, ONE_X, ROWS, build_both, each, load_lazy, load_yaml
 from PIL import Image
-from published_configs import ALL, ONE_X, ROWS, build_both, each, load_lazy, load_yaml
 from torch.testing import assert_close
 
 from detectron2.config import instantiate

@@ -2,11 +2,11 @@
 
 from detectron2.config import LazyCall as L
 
-from alrp.modeling import APLosses
+from alrp.modeling import APHeadLosses
 
 from ..common.data.coco_500 import dataloader
 from ..common.models.foveabox import model
 from ..common.schedules.coco_100e import lr_multiplier, optimizer, train
 
-model.ranking_losses = L(APLosses)(num_classes="${..num_classes}", delta=1.0, smooth_l1_beta=0.11)
+model.head_losses = L(APHeadLosses)(num_classes="${..num_classes}", delta=1.0, smooth_l1_beta=0.11)
 optimizer.lr = 0.002

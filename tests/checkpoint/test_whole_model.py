@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 import pytest
 import torch
+from helpers.published_model import golden_arrays, listed, network_input, published_image, weights
 from PIL import Image
-from published_model import golden_arrays, listed, network_input, published_image, weights
 from torch import nn
 from torch.testing import assert_close
 

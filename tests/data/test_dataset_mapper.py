@@ -10,8 +10,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from pathlib import Path
 import pytest
 import torch
+from helpers.published_model import published_image
 from PIL import Image
-from published_model import published_image
 
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog

@@ -14,7 +14,7 @@ def main(args, folder):
     trainer = Trainer(setup_config(args))
     trainer.train()
     model = trainer.model.module
-    balance = model.ranking_losses.self_balance
+    balance = model.head_losses.self_balance
     state = {name: value.item() for name, value in balance.state_dict().items()}
     state["parameters"] = sum(p.double().sum().item() for p in model.parameters())
     # Batch norm statistics come from each rank's own images until the evaluation.

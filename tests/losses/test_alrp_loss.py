@@ -6,9 +6,9 @@ import numpy as np
 from fractions import Fraction
 import pytest
 import torch
+from helpers.reference import alrp_reference, loc_reference
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import alrp_reference, loc_reference
 from torch.testing import assert_close
 
 from alrp.losses import ALRPLoss, ALRPLossOutput, alrp_loss, ap_loss

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers.reference import ap_reference
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import ap_reference
 from torch.testing import assert_close
 
 from alrp.losses import APLoss, alrp_loss, ap_loss

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from alrp.losses import ap_loss, compiled, kernels, operators
+from alrp.losses import ap_loss
+from alrp.losses.backends import compiled, kernels, operators
 
 
 @pytest.fixture(params=["PyTorch's threads", "this thread"])
@@ -48,7 +49,7 @@ def test_what_goes_wrong_in_a_thread_is_raised(threads, kind):
 
 THREADS_REMAIN = """
 import os, torch
-from alrp.losses import compiled
+from alrp.losses.backends import compiled
 torch.set_num_threads(4)
 numbers = []
 for _ in range(3):

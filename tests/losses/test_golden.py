@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from reference import alrp_reference, ap_reference
+from helpers.reference import alrp_reference, ap_reference
 
 from alrp.losses import alrp_loss, ap_loss
 

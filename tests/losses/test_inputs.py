@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import pytest
 import torch
-from loss_cases import both, errors_for, total
+from helpers.loss_cases import both, errors_for, total
 
 from alrp.losses import alrp_loss, ap_loss
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import localization_error_reference
+from helpers.reference import localization_error_reference
 from torch.testing import assert_close
 
 from alrp.losses import localization_error

@@ -8,8 +8,8 @@ import threading
 import warnings
 import pytest
 import torch
-from loss_cases import both, errors_for, random_case, total
-from reference import alrp_reference, ap_reference
+from helpers.loss_cases import both, errors_for, random_case, total
+from helpers.reference import alrp_reference, ap_reference
 from torch.testing import assert_close
 
 from alrp.losses import alrp_loss, ap_loss

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers.reference import alrp_reference, ap_reference, loc_reference
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import alrp_reference, ap_reference, loc_reference
 
 from alrp.losses import alrp_loss, ap_loss
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gloo_worker import PERIOD, STEPS, output_of, run_steps, train_and_resume
+from helpers.gloo_worker import PERIOD, STEPS, output_of, run_steps, train_and_resume
 from torch import nn
 from torch.testing import assert_close
 

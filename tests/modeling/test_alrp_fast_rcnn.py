@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from detectors import golden_instances
+from helpers.detectors import golden_instances
 from torch import nn
 from torch.testing import assert_close
 
@@ -16,9 +16,9 @@ from detectron2.utils.events import EventStorage
 from alrp.losses import SelfBalance
 from alrp.modeling import (
     ALRPFastRCNNOutputLayers,
-    ALRPLosses,
+    ALRPHeadLosses,
     ALRPROIHeads,
-    APLosses,
+    APHeadLosses,
     BoxDeltaTransform,
     XavierConvFCHead,
 )
@@ -26,13 +26,13 @@ from alrp.modeling import (
 CASES = ["alrp_bbox_head_random", "alrp_bbox_head_one_image_without_gt"]
 
 
-def predictor(num_classes, ranking_losses=None, **options):
+def predictor(num_classes, head_losses=None, **options):
     torch.manual_seed(0)
     return ALRPFastRCNNOutputLayers(
         ShapeSpec(channels=8),
         num_classes=num_classes,
-        ranking_losses=ranking_losses
-        or ALRPLosses(num_classes=num_classes, self_balance=SelfBalance(period=1000)),
+        head_losses=head_losses
+        or ALRPHeadLosses(num_classes=num_classes, self_balance=SelfBalance(period=1000)),
         box2box_transform=BoxDeltaTransform((10.0, 10.0, 5.0, 5.0)),
         **options,
     )
@@ -133,7 +133,7 @@ def test_loss_weights_count():
 
 def test_ap_loss_can_train_the_head():
     deltas = torch.zeros(2, 12, requires_grad=True)
-    model = predictor(3, APLosses(num_classes=3))
+    model = predictor(3, APHeadLosses(num_classes=3))
     losses = model.losses((torch.zeros(2, 3), deltas), [labelled_proposals([2, 3])])
     # A shift of 2 of 10 pixels, times 10, in x and y: (2 - 0.5) twice over 4 numbers.
     assert losses["loss_box_reg"].item() == pytest.approx(0.75)

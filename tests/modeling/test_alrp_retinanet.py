@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dense_worker
 import pytest
 import torch
-from dense_worker import RETINANETS, in_two_processes, train_beside_another_rank
-from detectors import (
+from helpers import dense_worker
+from helpers.dense_worker import RETINANETS, in_two_processes, train_beside_another_rank
+from helpers.detectors import (
     USUAL,
     NoBackbone,
     assert_all_gradients_finite,
@@ -28,9 +28,9 @@ from detectron2.structures import Boxes
 
 from alrp.losses import SelfBalance
 from alrp.modeling import (
-    ALRPLosses,
+    ALRPHeadLosses,
     ALRPRetinaNet,
-    APLosses,
+    APHeadLosses,
     ATSSMatcher,
     BoxDeltaTransform,
     MaxIoUMatcher,
@@ -64,9 +64,9 @@ def small_model(num_classes=3, **overrides):
 
 def golden_model(case, matcher, loss_type="alrp"):
     num_classes = int(case["num_classes"])
-    losses = APLosses(num_classes=num_classes)
+    losses = APHeadLosses(num_classes=num_classes)
     if loss_type == "alrp":
-        losses = ALRPLosses(num_classes=num_classes, self_balance=SelfBalance(period=1000))
+        losses = ALRPHeadLosses(num_classes=num_classes, self_balance=SelfBalance(period=1000))
     return ALRPRetinaNet(
         backbone=NoBackbone(),
         head=nn.Identity(),
@@ -75,7 +75,7 @@ def golden_model(case, matcher, loss_type="alrp"):
         box2box_transform=BoxDeltaTransform((10.0, 10.0, 5.0, 5.0)),
         anchor_matcher=matcher,
         num_classes=num_classes,
-        ranking_losses=losses,
+        head_losses=losses,
         pixel_mean=[0.0] * 3,
         pixel_std=[1.0] * 3,
     )
@@ -180,7 +180,7 @@ def test_a_batch_without_positives_trains_through_with_zero_gradients():
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None and not parameter.grad.any(), name
-    assert model.ranking_losses.self_balance.count == 0
+    assert model.head_losses.self_balance.count == 0
 
 
 def test_anchors_beyond_the_own_padding_of_an_image_are_ignored():
@@ -215,7 +215,7 @@ def test_self_balance_state_travels_in_the_state_dict():
         train_step(model, BATCH)
     other = small_model()
     other.load_state_dict(model.state_dict())
-    ours, theirs = model.ranking_losses.self_balance, other.ranking_losses.self_balance
+    ours, theirs = model.head_losses.self_balance, other.head_losses.self_balance
     assert ours.weight != 50.0 and ours.count == 1
     assert_close(theirs.weight, ours.weight, rtol=0, atol=0)
     losses, _ = train_step(model, BATCH)
@@ -227,7 +227,7 @@ def test_state_dict_without_self_balance_loads():
     state = {k: v for k, v in small_model().state_dict().items() if "self_balance" not in k}
     model = small_model()
     model.load_state_dict(state, strict=True)
-    assert model.ranking_losses.self_balance.weight == 50.0
+    assert model.head_losses.self_balance.weight == 50.0
 
 
 def test_self_balance_can_be_switched_off():
@@ -333,5 +333,5 @@ def test_two_processes_train_through_edge_batches(two_processes, name, num_class
     _, _, state = ranks[0]
     if name.startswith("alrp"):
         # Two of the first three steps have positives on either rank and end the period of 2.
-        assert state["ranking_losses.self_balance.count"] == 1
-        assert state["ranking_losses.self_balance.weight"] != 50.0
+        assert state["head_losses.self_balance.count"] == 1
+        assert state["head_losses.self_balance.weight"] != 50.0

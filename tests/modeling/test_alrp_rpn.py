@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pytest
 import torch
-from detectors import golden_gradient_errors, golden_predictions
+from helpers.detectors import golden_gradient_errors, golden_predictions
 from torch import nn
 from torch.testing import assert_close
 
@@ -20,8 +20,8 @@ from alrp.errors import UserError
 from alrp.losses import SelfBalance
 from alrp.modeling import (
     ALRPRPN,
-    ALRPLosses,
-    APLosses,
+    ALRPHeadLosses,
+    APHeadLosses,
     BoxDeltaTransform,
     MaxIoUMatcher,
     PriorRPNHead,
@@ -56,7 +56,7 @@ def golden_rpn(case):
         ),
         anchor_matcher=MaxIoUMatcher(0.7, 0.3, min_pos_iou=0.3),
         box2box_transform=BoxDeltaTransform((10.0, 10.0, 5.0, 5.0)),
-        ranking_losses=ALRPLosses(num_classes=1, tau=0.7, self_balance=SelfBalance(period=1000)),
+        head_losses=ALRPHeadLosses(num_classes=1, tau=0.7, self_balance=SelfBalance(period=1000)),
         pre_nms_topk=(2000, 1000),
         post_nms_topk=(1000, 1000),
         loss_weight=0.2,
@@ -164,7 +164,7 @@ def test_proposals_are_exact_in_half_precision():
         anchor_generator=None,
         anchor_matcher=None,
         box2box_transform=BoxDeltaTransform((10.0, 10.0, 5.0, 5.0)),
-        ranking_losses=None,
+        head_losses=None,
         pre_nms_topk=(1, 1),
         post_nms_topk=(1, 1),
     )
@@ -190,10 +190,10 @@ def build_rpn(**overrides):
 
 def test_the_config_sets_matcher_tau_weights_and_prior():
     rpn = build_rpn()
-    matcher, losses = rpn.anchor_matcher, rpn.ranking_losses
+    matcher, losses = rpn.anchor_matcher, rpn.head_losses
     thresholds = (matcher.pos_threshold, matcher.neg_threshold, matcher.min_pos_iou)
     assert thresholds == (0.7, 0.3, 0.3)
-    assert isinstance(losses, ALRPLosses)
+    assert isinstance(losses, ALRPHeadLosses)
     assert (losses.tau, losses.num_classes, losses.prefix) == (0.7, 1, "alrp_rpn")
     assert rpn.box2box_transform.weights == (10.0, 10.0, 5.0, 5.0)
     assert rpn.loss_weight == {"loss_rpn_cls": 0.2, "loss_rpn_loc": 0.2}
@@ -205,7 +205,7 @@ def test_the_config_sets_matcher_tau_weights_and_prior():
 
 def test_ap_loss_can_train_the_rpn():
     rpn = build_rpn(**{"MODEL.ALRP.LOSS_TYPE": "ap"})
-    assert isinstance(rpn.ranking_losses, APLosses)
+    assert isinstance(rpn.head_losses, APHeadLosses)
     features = {f"p{i}": torch.rand(1, 4, 64 // 2**i, 64 // 2**i) for i in range(2, 7)}
     boxes = Boxes(torch.tensor([[5.0, 5.0, 40.0, 50.0]]))
     targets = [Instances((64, 64), gt_boxes=boxes, gt_classes=torch.tensor([3]))]

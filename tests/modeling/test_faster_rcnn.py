@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from detectors import (
+from helpers.detectors import (
     assert_all_gradients_finite,
     assert_trained_alike,
     detect_at_twice_the_size,
     image,
     train_step,
 )
-from rcnn_models import (
+from helpers.rcnn_models import (
     EMPTY,
     FULL,
     IN_TWO_PROCESSES,
@@ -63,7 +63,7 @@ def test_a_batch_without_ground_truth_trains_through(name):
     if name == "alrp":  # nothing to rank; cross entropy still learns the background
         assert not any(loss.item() for loss in losses.values())
         assert not any(p.grad.any() for p in model.parameters() if p.requires_grad)
-        assert model.proposal_generator.ranking_losses.self_balance.count == 0
+        assert model.proposal_generator.head_losses.self_balance.count == 0
 
 
 EXTREME = {"smaller than a cell": [33, 33, 34, 35], "larger than the image": [-40, -30, 150, 120]}
@@ -106,13 +106,11 @@ def test_both_self_balance_states_travel_in_the_state_dict():
     other = small_rcnn("alrp")
     other.load_state_dict(model.state_dict())
     for part in ("proposal_generator", "roi_heads.box_predictor"):
-        ours, theirs = (
-            m.get_submodule(f"{part}.ranking_losses.self_balance") for m in (model, other)
-        )
+        ours, theirs = (m.get_submodule(f"{part}.head_losses.self_balance") for m in (model, other))
         assert ours.weight != 50.0 and ours.count == 1
         assert_close(dict(theirs.named_buffers()), dict(ours.named_buffers()), rtol=0, atol=0)
     weights = [
-        m.ranking_losses.self_balance.weight.item()
+        m.head_losses.self_balance.weight.item()
         for m in (model.proposal_generator, model.roi_heads.box_predictor)
     ]
     assert weights[0] != weights[1]
@@ -149,7 +147,7 @@ def test_two_processes_train_through_edge_batches(two_processes, name, num_class
 @pytest.mark.parametrize("part", ["proposal_generator", "roi_heads.box_predictor"])
 def test_two_processes_count_a_step_in_which_either_has_positives(two_processes, part):
     _, _, state = two_processes[0]["alrp", 3]
-    prefix = f"{part}.ranking_losses.self_balance"
+    prefix = f"{part}.head_losses.self_balance"
     # Two of the first three steps end the period of 2; the fourth begins the next.
     assert state[f"{prefix}.count"] == 1
     assert state[f"{prefix}.weight"] != 50.0

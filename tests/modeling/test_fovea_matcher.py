@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from largest_tensor import LargestTensor
+from helpers.largest_tensor import LargestTensor
 from torch.testing import assert_close
 
 from alrp.modeling import FoveaMatcher, PointBoxTransform

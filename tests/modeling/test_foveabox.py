@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dense_worker
 import pytest
 import torch
-from dense_worker import FOVEABOXES, in_two_processes, train_beside_another_rank
-from detectors import (
+from helpers import dense_worker
+from helpers.dense_worker import FOVEABOXES, in_two_processes, train_beside_another_rank
+from helpers.detectors import (
     USUAL,
     NoBackbone,
     assert_all_gradients_finite,
@@ -32,9 +32,9 @@ from alrp.config import add_alrp_config
 from alrp.errors import UserError
 from alrp.losses import SelfBalance
 from alrp.modeling import (
-    ALRPLosses,
-    APLosses,
-    FocalLosses,
+    ALRPHeadLosses,
+    APHeadLosses,
+    FocalHeadLosses,
     FoveaBox,
     FoveaMatcher,
     PointBoxTransform,
@@ -57,9 +57,9 @@ def small_model(num_classes=3, **overrides):
 def golden_model(case, name):
     num_classes = int(case["num_classes"])
     if name.startswith("alrp"):
-        losses = ALRPLosses(num_classes=num_classes, self_balance=SelfBalance(period=1000))
+        losses = ALRPHeadLosses(num_classes=num_classes, self_balance=SelfBalance(period=1000))
     else:
-        losses_class = APLosses if name.startswith("ap") else FocalLosses
+        losses_class = APHeadLosses if name.startswith("ap") else FocalHeadLosses
         losses = losses_class(num_classes=num_classes, smooth_l1_beta=0.11)
     strides = case["strides"].tolist()
     return FoveaBox(
@@ -75,7 +75,7 @@ def golden_model(case, name):
         box2box_transform=PointBoxTransform(),
         matcher=FoveaMatcher(strides, case["scale_ranges"].tolist(), float(case["sigma"])),
         num_classes=num_classes,
-        ranking_losses=losses,
+        head_losses=losses,
         pixel_mean=[0.0] * 3,
         pixel_std=[1.0] * 3,
     )
@@ -203,7 +203,7 @@ def test_events_hold_the_weight_and_the_unweighted_loss():
 
 
 def test_the_focal_loss_is_divided_by_positives_and_images_and_smooth_l1_by_positives():
-    losses = FocalLosses(num_classes=2, alpha=0.4, gamma=1.5, smooth_l1_beta=0.11)
+    losses = FocalHeadLosses(num_classes=2, alpha=0.4, gamma=1.5, smooth_l1_beta=0.11)
     # The third row is ignored. At logit 0 an entry costs (1/2)^1.5 log 2, times alpha or 1 - alpha.
     logits, gt_classes = torch.zeros(3, 2), torch.tensor([1, 2, -1])
     predicted, expected = torch.tensor([[1.0, 2, 0.05, 0]]), torch.zeros(1, 4)

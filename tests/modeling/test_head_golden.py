@@ -16,7 +16,7 @@ from alrp.config import add_alrp_config
 from alrp.errors import UserError
 from alrp.losses import SelfBalance, localization_error
 from alrp.modeling.box_regression import BoxDeltaTransform, decode_in_anchor_frame
-from alrp.modeling.ranking_losses import ALRPLosses, APLosses, build_ranking_losses
+from alrp.modeling.head_losses import ALRPHeadLosses, APHeadLosses, build_head_losses
 
 ALRP = [
     "alrp_retina_atss_crowded",
@@ -88,7 +88,7 @@ class Head:
 
 
 def run_alrp(head, self_balance):
-    bridge = ALRPLosses(num_classes=head.num_classes, self_balance=self_balance)
+    bridge = ALRPHeadLosses(num_classes=head.num_classes, self_balance=self_balance)
     pred, target = decode_in_anchor_frame(
         TRANSFORM, head.positive_deltas(), head.positive_anchors(), head.positive_gt_boxes()
     )
@@ -135,7 +135,7 @@ def test_positives_decode_into_the_published_anchor_frame(golden, name, device):
 @pytest.mark.parametrize("name", AP)
 def test_ap_head_gives_the_published_losses_and_gradients(golden, name, device):
     head = Head(golden(name), device)
-    bridge = APLosses(num_classes=head.num_classes, smooth_l1_beta=1.0)
+    bridge = APHeadLosses(num_classes=head.num_classes, smooth_l1_beta=1.0)
     with EventStorage():
         losses = bridge(
             head.rows(head.logits, head.num_classes),
@@ -215,7 +215,7 @@ def test_no_positives_decode_to_nothing():
     assert deltas.grad is not None
 
 
-@pytest.mark.parametrize("losses_class", [ALRPLosses, APLosses])
+@pytest.mark.parametrize("losses_class", [ALRPHeadLosses, APHeadLosses])
 @pytest.mark.parametrize("gt_classes", [[3, 3, -1, 3], [-1, -1, -1, -1], []], ids=str)
 def test_without_positives_losses_are_zero_with_a_graph(losses_class, gt_classes):
     bridge = losses_class(num_classes=3)
@@ -241,7 +241,7 @@ def test_tau_divides_the_localisation_error():
     losses = {}
     for tau in (0.5, 0.7):
         with EventStorage():
-            bridge = ALRPLosses(num_classes=1, tau=tau)
+            bridge = ALRPHeadLosses(num_classes=1, tau=tau)
             losses[tau] = bridge(logits.requires_grad_(), gt_classes, pred, target)
     assert_close(losses[0.7]["loss_box_reg"], losses[0.5]["loss_box_reg"] / 0.6)
     assert_close(losses[0.7]["loss_cls"], losses[0.5]["loss_cls"])
@@ -252,4 +252,4 @@ def test_an_unknown_loss_type_is_refused_with_the_choices():
     add_alrp_config(cfg)
     cfg.MODEL.ALRP.LOSS_TYPE = "focal"
     with pytest.raises(UserError, match='"alrp" or "ap".*"focal"'):
-        build_ranking_losses(cfg, num_classes=1)
+        build_head_losses(cfg, num_classes=1)

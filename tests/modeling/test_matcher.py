@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from largest_tensor import LargestTensor
-from reference import atss_reference, max_iou_reference
+from helpers.largest_tensor import LargestTensor
+from helpers.reference import atss_reference, max_iou_reference
 
 from alrp.modeling import pairwise
 from alrp.modeling.matcher import ATSSMatcher, MaxIoUMatcher

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from published_shapes import MODELS, Model, published_state
+from helpers.published_shapes import MODELS, Model, published_state
 from torch.testing import assert_close
 
 from detectron2.config import get_cfg

@@ -6,7 +6,7 @@ from alrp.losses import SelfBalance
 from alrp.modeling import (
     ALRPRPN,
     ALRPFastRCNNOutputLayers,
-    ALRPLosses,
+    ALRPHeadLosses,
     ALRPROIHeads,
     BoxDeltaTransform,
     MaxIoUMatcher,
@@ -26,7 +26,7 @@ rpn.anchor_matcher = L(MaxIoUMatcher)(pos_threshold=0.7, neg_threshold=0.3, min_
 rpn.box2box_transform = L(BoxDeltaTransform)(weights=[10.0, 10.0, 5.0, 5.0])
 # On both losses.
 rpn.loss_weight = 0.2
-rpn.ranking_losses = L(ALRPLosses)(
+rpn.head_losses = L(ALRPHeadLosses)(
     num_classes=1,
     delta=1.0,
     tau=0.7,
@@ -39,7 +39,7 @@ heads._target_ = ALRPROIHeads
 heads.proposal_append_gt = False
 heads.box_predictor._target_ = ALRPFastRCNNOutputLayers
 heads.box_predictor.box2box_transform = L(BoxDeltaTransform)(weights=[10.0, 10.0, 5.0, 5.0])
-heads.box_predictor.ranking_losses = L(ALRPLosses)(
+heads.box_predictor.head_losses = L(ALRPHeadLosses)(
     num_classes="${..num_classes}",
     delta=1.0,
     tau=0.5,

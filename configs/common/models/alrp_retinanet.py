@@ -5,7 +5,7 @@ from detectron2.config import LazyCall as L
 
 from alrp.losses import SelfBalance
 from alrp.modeling import (
-    ALRPLosses,
+    ALRPHeadLosses,
     ALRPRetinaNet,
     ATSSMatcher,
     BoxDeltaTransform,
@@ -37,7 +37,7 @@ model.head.num_anchors = 2
 
 model.anchor_matcher = L(ATSSMatcher)(topk=9)
 model.box2box_transform = L(BoxDeltaTransform)(weights=[10.0, 10.0, 5.0, 5.0])
-model.ranking_losses = L(ALRPLosses)(
+model.head_losses = L(ALRPHeadLosses)(
     num_classes="${..num_classes}",
     delta=1.0,
     tau=0.5,

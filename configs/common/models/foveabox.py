@@ -26,7 +26,7 @@ model = L(FoveaBox)(
         sigma=0.4,
     ),
     num_classes=80,
-    ranking_losses=retinanet.ranking_losses,
+    head_losses=retinanet.head_losses,
     pixel_mean=retinanet.pixel_mean,
     pixel_std=retinanet.pixel_std,
 )

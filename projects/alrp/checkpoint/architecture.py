@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Mapping, NamedTuple, Optional
+from typing import Mapping, NamedTuple
 from torch import Tensor
 
 from ..errors import UserError
@@ -111,7 +111,7 @@ BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 def architecture_of(
-    state: Mapping[str, Tensor], naming: _Naming, dense_detector: Optional[str] = None
+    state: Mapping[str, Tensor], naming: _Naming, dense_detector: str | None = None
 ) -> Architecture:
     """Architecture of a state dict, of which single tensors may be missing.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping
 import torch
 from torch import Tensor
 
@@ -57,7 +57,7 @@ def split_checkpoint(content: dict[str, Any], path: str) -> tuple[dict[str, Tens
     return dict(state), [] if entry is None else [key for key in content if key != entry]
 
 
-def non_finite_tensor(state: Mapping[str, Tensor]) -> Optional[str]:
+def non_finite_tensor(state: Mapping[str, Tensor]) -> str | None:
     """Name of the first tensor with NaN or Inf; None if there is none."""
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():

@@ -7,7 +7,7 @@ anchors have their channels in another order.
 from __future__ import annotations
 
 import re
-from typing import Iterator, Mapping, NamedTuple, Optional
+from typing import Iterator, Mapping, NamedTuple
 import torch
 from torch import Tensor
 
@@ -50,7 +50,7 @@ class PublishedConversion(NamedTuple):
         missing: old names that the architecture needs and the state dict has not.
     """
 
-    architecture: Optional[Architecture]
+    architecture: Architecture | None
     state: dict[str, Tensor]
     names: dict[str, str]
     dropped: list[str]
@@ -83,7 +83,7 @@ def published_to_detectron2(state: Mapping[str, Tensor]) -> PublishedConversion:
 
 
 def detectron2_to_published(
-    state: Mapping[str, Tensor], detector: Optional[str] = None
+    state: Mapping[str, Tensor], detector: str | None = None
 ) -> PublishedConversion:
     """The way back; the training state of this project is dropped.
 

@@ -18,6 +18,8 @@ from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
 
+_LOGGER = logging.getLogger(__name__)
+
 # As published; the default of torchvision's own functions changes with its releases.
 _DEFAULT_WEIGHTS = "IMAGENET1K_V1"
 
@@ -73,7 +75,7 @@ def _weights(path: str) -> WeightsEnum:
 
 
 def _download(path: str, url: str, file: str) -> None:
-    logging.getLogger(__name__).info(f"Downloading {path} from {url} to {file}")
+    _LOGGER.info(f"Downloading {path} from {url} to {file}")
     # torchvision's file names end with the start of the hash of their content.
     hash_prefix = re.search(r"-([0-9a-f]+)\.", os.path.basename(url))
     try:

@@ -9,7 +9,7 @@ boxes are supported, no masks.
 from __future__ import annotations
 
 import numpy as np
-from typing import Optional, Sequence
+from typing import Sequence
 import cv2
 
 from detectron2.data.transforms import (
@@ -234,7 +234,7 @@ class MinIoURandomCrop(Augmentation):
         super().__init__()
         self._init(locals())
 
-    def get_transform(self, image: np.ndarray, boxes: Optional[np.ndarray]) -> Transform:
+    def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> Transform:
         """Draw a patch for an image with boxes (M, 4), crowds included; M = 0 takes any patch.
 
         Raises:
@@ -280,7 +280,7 @@ class BilinearResizeTransform(ResizeTransform):
     agree up to rounding.
     """
 
-    def apply_image(self, img: np.ndarray, interp: Optional[int] = None) -> np.ndarray:
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         """Image (new_h, new_w, 3) of the same dtype; another ``interp`` is left to the parent."""
         if interp is not None:
             return super().apply_image(img, interp)

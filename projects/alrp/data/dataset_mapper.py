@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import numpy as np
 from contextlib import contextmanager
-from typing import Iterator, NamedTuple, Optional, Sequence
+from typing import Iterator, NamedTuple, Sequence
 import torch
 
 from detectron2.config import CfgNode, configurable
@@ -21,6 +21,8 @@ from .augmentation import (
     ResizeToFit,
     ResizeToSquare,
 )
+
+_LOGGER = logging.getLogger(__name__)
 
 _CHOICES = ("detectron2", "published")
 
@@ -75,7 +77,7 @@ class ALRPDatasetMapper:
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         mode = "training" if is_train else "inference"
-        logging.getLogger(__name__).info(f"Augmentations in {mode}: {self.augmentations}")
+        _LOGGER.info(f"Augmentations in {mode}: {self.augmentations}")
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
@@ -123,7 +125,7 @@ class ALRPDatasetMapper:
         record["instances"] = _to_instances(annotations, augmented)
         return record
 
-    def _augment(self, image: np.ndarray, boxes: Optional[np.ndarray]) -> T.AugInput:
+    def _augment(self, image: np.ndarray, boxes: np.ndarray | None) -> T.AugInput:
         augmented = T.AugInput(image, boxes=boxes)
         self.augmentations(augmented)
         return augmented

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Callable, Optional
+from typing import Callable
 import torch
 import yaml
 from torch.multiprocessing import ProcessRaisedException
@@ -109,7 +109,7 @@ def run_command(main, args, setup: Callable[[argparse.Namespace], CfgNode] = set
     return 0
 
 
-def _last_message(text: str) -> Optional[str]:
+def _last_message(text: str) -> str | None:
     """Message of the last error of the user in a printed traceback; None if there is none.
 
     This is all that is known of an exception in a spawned process or a worker of a data loader.

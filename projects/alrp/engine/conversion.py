@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
-from typing import Mapping, Optional
+from typing import Mapping
 import torch
 from torch import Tensor
 
@@ -43,7 +43,7 @@ def convert_file(
     target: str,
     *,
     config_folder: str,
-    config_file: Optional[str] = None,
+    config_file: str | None = None,
     reverse: bool = False,
     verbose: bool = False,
 ) -> str:
@@ -99,7 +99,7 @@ def convert_file(
 
 
 def _convert(
-    state: Mapping[str, Tensor], reverse: bool, config_file: Optional[str]
+    state: Mapping[str, Tensor], reverse: bool, config_file: str | None
 ) -> PublishedConversion:
     """The conversion for what the names say that a state dict is."""
     if reverse:
@@ -122,14 +122,14 @@ def _why_unusable(result: PublishedConversion) -> str:
     return ""
 
 
-def _configs(architecture: Optional[Architecture], folder: str) -> list[str]:
+def _configs(architecture: Architecture | None, folder: str) -> list[str]:
     """Configs of the published rows with an architecture."""
     rows = rows_of(architecture) if architecture else []
     return [os.path.join(folder, f"{row}.yaml") for row in rows]
 
 
 def _check_against(
-    config_file: str, architecture: Optional[Architecture], state: Mapping[str, Tensor]
+    config_file: str, architecture: Architecture | None, state: Mapping[str, Tensor]
 ) -> list[str]:
     """What to say of the number of classes; UserError if the model cannot load the state dict."""
     override = _class_override(config_file, architecture) if architecture else []
@@ -167,7 +167,7 @@ def _model_state(config_file: str, overrides: list[str]) -> dict[str, Tensor]:
 
 
 def _advice(
-    result: PublishedConversion, configs: list[str], config_file: Optional[str], target: str
+    result: PublishedConversion, configs: list[str], config_file: str | None, target: str
 ) -> str:
     """How to use a converted file."""
     if result.architecture is None:

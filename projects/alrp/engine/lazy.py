@@ -27,7 +27,7 @@ from ..config import add_alrp_config
 from ..data.datasets.coco_format import register_coco_format
 from ..errors import UserError
 from ..losses import SelfBalance
-from ..modeling import ALRPLosses, APLosses, FocalLosses
+from ..modeling import ALRPHeadLosses, APHeadLosses, FocalHeadLosses
 from .checkpointer import CheckedCheckpointer
 from .trainer import TrainingParts, distribute, epoch_length, synchronize_buffers
 
@@ -35,9 +35,9 @@ _LOGGER = logging.getLogger(__name__)
 
 # Name of the losses' class -> MODEL.ALRP.LOSS_TYPE.
 _LOSS_TYPES = {
-    ALRPLosses.__name__: "alrp",
-    APLosses.__name__: "ap",
-    FocalLosses.__name__: "focal",
+    ALRPHeadLosses.__name__: "alrp",
+    APHeadLosses.__name__: "ap",
+    FocalHeadLosses.__name__: "focal",
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from typing import Iterable, Optional
+from typing import Iterable
 import torch
 
 from detectron2.config import CfgNode
@@ -27,8 +27,6 @@ from ..data.datasets.coco_check import CocoSummary, Finding, check_coco_dataset
 from ..data.datasets.coco_format import coco_format_names
 from ..errors import UserError
 from ..losses.inputs import DELTA_RANGE
-
-__all__ = ["Finding", "check", "report"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -97,7 +95,7 @@ def report(findings: Iterable[Finding]) -> None:
         raise UserError("\n\n".join([f"{count} found before the start.", *errors]))
 
 
-def published_learning_rate(cfg: CfgNode) -> Optional[float]:
+def published_learning_rate(cfg: CfgNode) -> float | None:
     """Learning rate published for a model at ``PUBLISHED_BATCH`` images; None if there is none."""
     name, loss = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ALRP.LOSS_TYPE
     if name == "GeneralizedRCNN":
@@ -152,7 +150,7 @@ def _summary(name: str, cfg: CfgNode, for_training: bool) -> CocoSummary:
     )
 
 
-def _class_count(cfg: CfgNode) -> Optional[tuple[str, int]]:
+def _class_count(cfg: CfgNode) -> tuple[str, int] | None:
     """Config key of the number of classes and its value; None for an unknown architecture."""
     for part, node in _CLASS_COUNT_NODES.items():
         if part in cfg.MODEL.META_ARCHITECTURE and node in cfg.MODEL:

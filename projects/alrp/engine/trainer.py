@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -33,6 +33,8 @@ from ..data.dataset_mapper import build_mapper
 from ..errors import UserError
 from ..evaluation import LRPEvaluator
 from .checkpointer import CheckedCheckpointer
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class TrainingParts(NamedTuple):
@@ -128,7 +130,7 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
-    def build_train_loader(cls, cfg, dataset: Optional[list[dict]] = None):
+    def build_train_loader(cls, cfg, dataset: list[dict] | None = None):
         """As the parent, by ``INPUT.AUGMENTATION``, from ``dataset`` if it is loaded already."""
         if dataset is None:
             dataset = cls.load_train_dataset(cfg)
@@ -142,7 +144,7 @@ class Trainer(DefaultTrainer):
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
-    def build_evaluator(cls, cfg, dataset_name: str, output_folder: Optional[str] = None):
+    def build_evaluator(cls, cfg, dataset_name: str, output_folder: str | None = None):
         """COCO's AP beside LRP of boxes; of several test sets, each writes to its own folder."""
         tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
         if output_folder is None:
@@ -186,9 +188,7 @@ def set_self_balance_period(cfg, num_images: int):
     if cfg.MODEL.ALRP.SELF_BALANCE.PERIOD > 0:
         return cfg
     period = epoch_length(num_images, cfg.SOLVER.IMS_PER_BATCH)
-    logging.getLogger(__name__).info(
-        f"Self-balance period: {period} iterations, one epoch of {num_images} images"
-    )
+    _LOGGER.info(f"Self-balance period: {period} iterations, one epoch of {num_images} images")
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.ALRP.SELF_BALANCE.PERIOD = period

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..errors import UserError
 
-logger = logging.getLogger(__name__)
+_LOGGER = logging.getLogger(__name__)
 
 
 class Boxes(NamedTuple):
@@ -226,7 +226,7 @@ def _is_finite(value) -> bool:
 def _warn_unlisted(what: str, known: np.ndarray, reason: str) -> None:
     missing = int(np.count_nonzero(~known))
     if missing:
-        logger.warning(
+        _LOGGER.warning(
             "%d of %d %s left out: their %s is not listed in the ground truth.",
             missing,
             known.size,

@@ -23,8 +23,6 @@ from .coco_input import (
 )
 from .lrp import OptimalLRP, optimal_lrp
 
-__all__ = ["ClassMatches", "evaluate_lrp", "match_detections"]
-
 ALL_AREAS = (0.0, 1e10)
 
 

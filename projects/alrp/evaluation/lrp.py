@@ -13,17 +13,6 @@ import numpy as np
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = [
-    "LRPCurve",
-    "LRPError",
-    "MeanLRP",
-    "OptimalLRP",
-    "lrp_curve",
-    "lrp_error",
-    "mean_optimal_lrp",
-    "optimal_lrp",
-]
-
 # An IoU of two identical boxes may exceed 1 by rounding.
 _IOU_SLACK = 1e-9
 

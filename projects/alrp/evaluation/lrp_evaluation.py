@@ -14,8 +14,6 @@ from .coco_input import DetectionColumns, category_names
 from .coco_matching import evaluate_lrp
 from .report import METRICS, lrp_summary, lrp_table, write_summary
 
-__all__ = ["LRPEvaluator"]
-
 
 class LRPEvaluator(COCOEvaluator):
     """Evaluate box detections by optimal LRP, under the task key ``"lrp"``.

@@ -9,8 +9,6 @@ import os
 from ..errors import UserError
 from .lrp import OptimalLRP, mean_optimal_lrp
 
-__all__ = ["lrp_summary", "lrp_table", "write_summary"]
-
 METRICS = ("oLRP", "oLRP_Loc", "oLRP_FP", "oLRP_FN")
 
 

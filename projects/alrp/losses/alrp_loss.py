@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .device import prefix_sum
 from .inputs import FLOAT_DTYPES, checked_logits, result_dtype
 from .ranking import ErrorDriven, Ranking, rank_positives
+from .reductions import prefix_sum
 
 
 class ALRPLossOutput(NamedTuple):
@@ -33,7 +33,7 @@ def alrp_loss(
     *,
     delta: float = 1.0,
     eps: float = 1e-5,
-    group: Optional[dist.ProcessGroup] = None,
+    group: dist.ProcessGroup | None = None,
 ) -> ALRPLossOutput:
     """Average LRP loss over all positives of a mini-batch (Oksuz et al., arXiv:2009.13592, Eq. 9).
 
@@ -88,18 +88,19 @@ def alrp_loss(
             f"{tuple(loc_errors.shape)}; pass one localisation error per positive."
         )
     logits = checked_logits(logits, targets, delta)
-    ranking = rank_positives(logits, targets, delta, loc_errors, group)
-    if ranking is None:
+    ranked = rank_positives(logits, targets, delta, loc_errors, group)
+    if ranked is None:
         # Empty sums are exactly 0 even beside an ignored Inf, and keep both inputs in the graph.
         cls = logits[:0].sum()
         loc = loc_errors.sum().to(result_dtype(loc_errors))
         return ALRPLossOutput(cls, loc, loc_errors.detach().to(cls.dtype))
 
+    ranking, cells = ranked
     all_errors = ranking.gather_sorted(loc_errors)
     cls = (ranking.false_positives / ranking.rank).mean().to(logits.dtype)
     if logits.requires_grad and torch.is_grad_enabled():
         errors = _ranking_errors(ranking, all_errors, eps)
-        cls = ErrorDriven.apply(logits, cls, ranking, errors)
+        cls = ErrorDriven.apply(logits, cls, ranking, errors, cells)
     loc = _loc_part(ranking, loc_errors, all_errors).to(result_dtype(loc_errors))
     return ALRPLossOutput(cls, loc, ranking.own(ranking.rank).to(logits.dtype))
 
@@ -117,7 +118,7 @@ def _loc_part(ranking: Ranking, own_errors: Tensor, all_errors: Tensor) -> Tenso
     in every term at or below its own place.
     """
     weights = prefix_sum(1.0 / ranking.rank) / ranking.rank.numel()
-    own = (ranking.own(weights) * own_errors).sum() * ranking.pool.num_processes
+    own = (ranking.own(weights) * own_errors).sum() * ranking.shared.num_processes
     # The value of all processes; the difference is 0 if there is but one.
     return own + ((weights * all_errors).sum() - own.detach())
 
@@ -125,13 +126,22 @@ def _loc_part(ranking: Ranking, own_errors: Tensor, all_errors: Tensor) -> Tenso
 class ALRPLoss(nn.Module):
     """:func:`alrp_loss` with fixed options."""
 
-    def __init__(self, delta: float = 1.0, eps: float = 1e-5) -> None:
+    def __init__(
+        self,
+        delta: float = 1.0,
+        eps: float = 1e-5,
+        *,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
         super().__init__()
         self.delta = delta
         self.eps = eps
+        self.group = group
 
     def forward(self, logits: Tensor, targets: Tensor, loc_errors: Tensor) -> ALRPLossOutput:
-        return alrp_loss(logits, targets, loc_errors, delta=self.delta, eps=self.eps)
+        return alrp_loss(
+            logits, targets, loc_errors, delta=self.delta, eps=self.eps, group=self.group
+        )
 
     def extra_repr(self) -> str:
         return f"delta={self.delta}, eps={self.eps}"

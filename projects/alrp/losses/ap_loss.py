@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ def ap_loss(
     targets: Tensor,
     *,
     delta: float = 1.0,
-    group: Optional[dist.ProcessGroup] = None,
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """AP loss, one minus the mean interpolated precision (Chen et al., arXiv:1904.06373, Alg. 1).
 
@@ -42,26 +41,28 @@ def ap_loss(
         >>> ap_loss(logits, torch.tensor([1, 1, 0])).backward()
     """
     logits = checked_logits(logits, targets, delta)
-    ranking = rank_positives(logits, targets, delta, group=group)
-    if ranking is None:
+    ranked = rank_positives(logits, targets, delta, group=group)
+    if ranked is None:
         return logits[:0].sum()
 
+    ranking, cells = ranked
     interpolated = (1.0 - ranking.false_positives / ranking.rank).cummax(0).values
     # Where no negative is above, the precision is 1 up to the rounding of its own sums.
     errors = torch.where(ranking.false_positives > 0, (1.0 - interpolated).clamp(min=0.0), 0.0)
     value = (1.0 - interpolated).mean().to(logits.dtype)
-    return ErrorDriven.apply(logits, value, ranking, errors)
+    return ErrorDriven.apply(logits, value, ranking, errors, cells)
 
 
 class APLoss(nn.Module):
     """:func:`ap_loss` with fixed options."""
 
-    def __init__(self, delta: float = 1.0) -> None:
+    def __init__(self, delta: float = 1.0, *, group: dist.ProcessGroup | None = None) -> None:
         super().__init__()
         self.delta = delta
+        self.group = group
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return ap_loss(logits, targets, delta=self.delta)
+        return ap_loss(logits, targets, delta=self.delta, group=self.group)
 
     def extra_repr(self) -> str:
         return f"delta={self.delta}"

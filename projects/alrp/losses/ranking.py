@@ -9,53 +9,53 @@ float64.
 from __future__ import annotations
 
 import dataclasses
-from typing import Optional
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .device import accumulation_dtype, backend
-from .inputs import checked_positives
-from .pool import Pool
-from .step_matrix import StepMatrix
+from .backends.choice import backend
+from .backends.interface import StepMatrix
+from .processes import SharedPositives
+from .reductions import accumulation_dtype
+
+# Least number of float steps in half the width of the smoothed step.
+_RESOLUTION = 2.0**12
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
     """The positives of a mini-batch ranked among its positives and negatives.
 
-    It does not hold on to the logits. They are kept by autograd, for as long as it needs them.
+    It does not hold the logits. Autograd keeps them, for as long as it needs them.
 
     Attributes:
         positives: (P_own,) int64, indices of the positives among the S, ascending.
-        pool: where they stand among those of all processes.
-        order: (P,) int64, index in the pool of each.
+        shared: the positives of all processes, in the order of their ranks.
+        order: (P,) int64, index of each in ``shared``.
         false_positives: (P,) float64, smoothed number of negatives ranked above each positive.
         rank: (P,) float64, smoothed rank of each positive, >= 1.
         matrix: the smoothed step with the positives as queries.
-        cells: (S,) where the negatives lie in the matrix; None where autograd keeps them.
     """
 
     positives: Tensor
-    pool: Pool
+    shared: SharedPositives
     order: Tensor
     false_positives: Tensor
     rank: Tensor
     matrix: StepMatrix
-    cells: Optional[Tensor]
 
     def gather_sorted(self, own_values: Tensor) -> Tensor:
         """(P,) float64 values of all positives, from (P_own,) of this process in targets order.
 
-        All processes of the pool must call it.
+        All processes that are ranked together must call it.
         """
-        pooled = self.pool.gather(own_values).index_select(0, self.order)
-        return pooled.to(self.rank.dtype)
+        values = self.shared.gather(own_values).index_select(0, self.order)
+        return values.to(self.rank.dtype)
 
     def own(self, values: Tensor) -> Tensor:
         """(P_own,) values of this process's positives in targets order, of (P,) for all."""
-        return torch.empty_like(values).index_copy_(0, self.order, values)[self.pool.own]
+        return torch.empty_like(values).index_copy_(0, self.order, values)[self.shared.own]
 
     def sum_above(self, values: Tensor) -> Tensor:
         """``sum_{k != i} values[k] * H(s_k - s_i)`` over the other positives, (P,) float64."""
@@ -76,7 +76,7 @@ class Ranking:
         Returns:
             Tensor: (S,) in the dtype of ``logits``; sums to zero over all processes.
         """
-        scale = scale.to(errors.dtype) * self.pool.num_processes
+        scale = scale.to(errors.dtype) * self.shared.num_processes
         scaled = errors * (scale / errors.numel())
         shares = torch.where(errors > 0, scaled / self.false_positives, 0.0)
         gradient = self.matrix.rmatvec(shares, cells, logits)
@@ -89,9 +89,9 @@ def rank_positives(
     logits: Tensor,
     targets: Tensor,
     delta: float,
-    loc_errors: Optional[Tensor] = None,
-    group: Optional[dist.ProcessGroup] = None,
-) -> Optional[Ranking]:
+    loc_errors: Tensor | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> tuple[Ranking, Tensor] | None:
     """Rank the positives of a mini-batch, and check the values of its inputs on the way.
 
     The device is read once, for the number of positives together with the checks on values; with a
@@ -105,7 +105,8 @@ def rank_positives(
         group: processes whose mini-batches are ranked together; None for this one's alone.
 
     Returns:
-        Ranking: or None if no process has a positive.
+        tuple[Ranking, Tensor]: the ranking and (S,) the cells of the negatives in its matrix, which
+        backward needs; None if no process has a positive.
 
     Raises:
         ValueError: if there is not one localisation error per positive.
@@ -114,25 +115,70 @@ def rank_positives(
     """
     logits, targets = logits.contiguous(), targets.contiguous()
     try:
-        positives = checked_positives(logits, targets, loc_errors, delta)
+        positives = _checked_positives(logits, targets, loc_errors, delta)
     except (ValueError, FloatingPointError):
-        Pool.stop(logits.device, group)
+        SharedPositives.stop(logits.device, group)
         raise
-    pool = Pool(positives.numel(), logits.device, group)
-    if len(pool) == 0:
+    shared = SharedPositives(positives.numel(), logits.device, group)
+    if len(shared) == 0:
         return None
     pos_logits = logits.index_select(0, positives).to(accumulation_dtype(logits.device))
-    pos_logits = pool.gather(pos_logits)
-    matrix_type = backend(logits.device).Matrix
+    pos_logits = shared.gather(pos_logits)
+    matrix_type = backend(logits.device).matrix
     # Flipped, not sorted upwards: of equal positives the first is to rank highest.
     order = matrix_type.descending_order(pos_logits).flip(0)
     matrix = matrix_type(pos_logits.index_select(0, order), delta)
     negatives = matrix.locate(logits, targets)
     # H(0) = 1/2 of each positive against itself is not part of its rank.
     num_above = matrix.among_queries() - 0.5
-    false_positives = pool.sum(matrix.matvec(negatives))
+    false_positives = shared.sum(matrix.matvec(negatives))
     rank = (1.0 + num_above + false_positives).clamp(min=1.0)  # it is, but for rounding
-    return Ranking(positives, pool, order, false_positives, rank, matrix, negatives.cells)
+    return Ranking(positives, shared, order, false_positives, rank, matrix), negatives.cells
+
+
+def _checked_positives(
+    logits: Tensor, targets: Tensor, loc_errors: Tensor | None, delta: float
+) -> Tensor:
+    """Indices of the positives, once the values of all inputs are known to be usable.
+
+    Args:
+        logits: (S,) of :func:`checked_logits`.
+        targets: (S,) 1 positive, 0 negative, anything else ignored.
+        loc_errors: (P_own,) if the loss has them.
+        delta: half width of the step.
+
+    Returns:
+        Tensor: (P_own,) int64, ascending.
+
+    Raises:
+        ValueError: if there is not one localisation error per positive.
+        FloatingPointError: if a logit that is not ignored, or a localisation error, is not finite,
+            or a positive's logit so large that ``delta`` vanishes beside it.
+    """
+    errors = logits[:0] if loc_errors is None else loc_errors
+    found = backend(logits.device).survey(logits, targets, errors)
+    if loc_errors is not None and len(loc_errors) != len(found.positives):
+        raise ValueError(
+            f"loc_errors has {len(loc_errors)} elements but targets has {len(found.positives)} "
+            "positives; pass one error per positive, in targets order."
+        )
+    _refuse_non_finite("logits", found.num_bad_logits, logits)
+    _refuse_non_finite("loc_errors", found.num_bad_errors, errors)
+    resolution = torch.finfo(accumulation_dtype(logits.device)).eps * _RESOLUTION
+    if found.largest * resolution > delta:
+        raise FloatingPointError(
+            f"logits: positives reach {found.largest:.3g}, beside which delta {delta:g} vanishes; "
+            "look for a learning rate that is too high or broken weights, or take a larger delta."
+        )
+    return found.positives
+
+
+def _refuse_non_finite(name: str, num_bad: int, tensor: Tensor) -> None:
+    if num_bad:
+        raise FloatingPointError(
+            f"{name}: {num_bad} of {tensor.numel()} values that enter the ranking are NaN or Inf; "
+            "look for a learning rate that is too high, degenerate boxes, or broken weights."
+        )
 
 
 class ErrorDriven(torch.autograd.Function):
@@ -143,13 +189,15 @@ class ErrorDriven(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, value: Tensor, ranking: Ranking, errors: Tensor):
-        ctx.save_for_backward(logits, errors, ranking.cells)
-        ctx.ranking = dataclasses.replace(ranking, cells=None)
+    def forward(
+        ctx, logits: Tensor, value: Tensor, ranking: Ranking, errors: Tensor, cells: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(logits, errors, cells)
+        ctx.ranking = ranking
         return value.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output: Tensor):
         logits, errors, cells = ctx.saved_tensors
-        return ctx.ranking.gradient(errors, cells, logits, grad_output), None, None, None
+        return ctx.ranking.gradient(errors, cells, logits, grad_output), None, None, None, None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -35,7 +34,7 @@ class SelfBalance(nn.Module):
 
     _STATE = ("weight", "sum_cls", "sum_loc", "count")
 
-    def __init__(self, period: Optional[int] = None, init_weight: float = 50.0) -> None:
+    def __init__(self, period: int | None = None, init_weight: float = 50.0) -> None:
         super().__init__()
         if period is not None and period < 1:
             raise ValueError(

@@ -5,7 +5,7 @@ Names and shapes in the state dict are those of Detectron2's ``DeformBottleneckB
 
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from typing import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
@@ -22,7 +22,7 @@ class DeformConv2d(Conv2d):
     The constructor is that of Detectron2's ``Conv2d``.
     """
 
-    def forward(self, x: Tensor, offset: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
         """Sample ``x`` at displaced positions, bilinearly and 0 outside, and convolve.
 
         Args:

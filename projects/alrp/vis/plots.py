@@ -10,7 +10,7 @@ import json
 import numpy as np
 import os
 from pathlib import Path
-from typing import Iterable, NamedTuple, Optional, Sequence
+from typing import Iterable, NamedTuple, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,16 +18,6 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from ..errors import UserError
-
-__all__ = [
-    "LabelledBoxes",
-    "detections_figure",
-    "plot_boxes",
-    "plot_losses",
-    "plot_self_balance_weight",
-    "read_metrics",
-    "training_figure",
-]
 
 # Key in metrics.json -> legend and colour.
 _LOSSES = {
@@ -55,7 +45,7 @@ class LabelledBoxes(NamedTuple):
 
     boxes: np.ndarray
     classes: np.ndarray
-    scores: Optional[np.ndarray] = None
+    scores: np.ndarray | None = None
 
     @classmethod
     def from_coco(cls, records: Sequence[dict], category_ids: Sequence[int]) -> LabelledBoxes:
@@ -90,7 +80,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
         ) from error
 
 
-def plot_losses(rows: Iterable[dict], ax: Optional[Axes] = None) -> Axes:
+def plot_losses(rows: Iterable[dict], ax: Axes | None = None) -> Axes:
     """Curves of the aLRP loss, of its classification part and of the localisation error.
 
     Thin lines are the values as written, bold lines their running mean. A step of the learning
@@ -117,7 +107,7 @@ def plot_losses(rows: Iterable[dict], ax: Optional[Axes] = None) -> Axes:
     return ax
 
 
-def plot_self_balance_weight(rows: Iterable[dict], ax: Optional[Axes] = None) -> Axes:
+def plot_self_balance_weight(rows: Iterable[dict], ax: Axes | None = None) -> Axes:
     """Steps of the weight that multiplies the localisation loss; otherwise as plot_losses."""
     rows = list(rows)
     iterations, weights = _series(rows, _WEIGHT)
@@ -143,7 +133,7 @@ def plot_boxes(
     image: np.ndarray,
     labelled: LabelledBoxes,
     class_names: Sequence[str],
-    ax: Optional[Axes] = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """An image with boxes, class names and, if there are any, scores in percent.
 

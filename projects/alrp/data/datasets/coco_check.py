@@ -11,10 +11,8 @@ import numpy as np
 import os
 from collections import Counter
 from dataclasses import dataclass
-from typing import Callable, NamedTuple, Optional, Sequence
+from typing import Callable, NamedTuple, Sequence
 from PIL import Image
-
-__all__ = ["CocoSummary", "Finding", "check_coco_dataset"]
 
 _MAX_IMAGES_OPENED = 50
 _MIN_IMAGE_SIDE = 32  # pixels; the published training set leaves smaller images out
@@ -51,7 +49,7 @@ class CocoSummary(NamedTuple):
     """
 
     findings: list[Finding]
-    class_names: Optional[tuple[str, ...]] = None
+    class_names: tuple[str, ...] | None = None
     num_images: int = 0
     num_labelled: int = 0
 

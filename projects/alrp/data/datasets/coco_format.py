@@ -11,8 +11,6 @@ from detectron2.data.datasets import register_coco_instances
 
 from ...errors import UserError
 
-__all__ = ["coco_format_names", "register_coco_format"]
-
 _SHAPE = '["my_train", "path/to/train.json", "path/to/images"]'
 
 

@@ -31,8 +31,6 @@ from tqdm import tqdm
 
 from ...errors import UserError
 
-__all__ = ["CLASS_NAMES", "Shape", "Scene", "sample_scene", "render", "make_shapes_dataset"]
-
 CLASS_NAMES = ("disc", "rectangle", "triangle")
 
 # Written into every annotation file; raise it when the same seed starts to give other pictures.

@@ -10,11 +10,12 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.structures import Boxes, Instances
 
-from ..anchors import anchor_losses, match_anchors, matched_targets
 from ..box_regression import BoxDeltaTransform
 from ..dense_inference import decode_best_anchors
+from ..dense_losses import anchor_losses
+from ..head_losses import RankingHeadLosses, build_head_losses, load_former_names
 from ..matcher import build_matcher
-from ..ranking_losses import RankingLosses, build_ranking_losses
+from ..targets import match_anchors, matched_targets
 
 
 @META_ARCH_REGISTRY.register()
@@ -26,22 +27,23 @@ class ALRPRetinaNet(RetinaNet):
     """
 
     @configurable
-    def __init__(self, *, ranking_losses: RankingLosses, **kwargs) -> None:
+    def __init__(self, *, head_losses: RankingHeadLosses, **kwargs) -> None:
         """
         Args:
-            ranking_losses: classification and box losses.
+            head_losses: classification and box losses.
             kwargs: of :class:`RetinaNet`; ``anchor_matcher`` is an ``ATSSMatcher`` or a
                 ``MaxIoUMatcher``, ``box2box_transform`` a ``BoxDeltaTransform``.
         """
         super().__init__(**kwargs)
-        self.ranking_losses = ranking_losses
+        self.head_losses = head_losses
+        load_former_names(self)
 
     @classmethod
     def from_config(cls, cfg):
         ret = super().from_config(cfg)
         ret["anchor_matcher"] = build_matcher(cfg)
         ret["box2box_transform"] = BoxDeltaTransform(cfg.MODEL.RETINANET.BBOX_REG_WEIGHTS)
-        ret["ranking_losses"] = build_ranking_losses(cfg, cfg.MODEL.RETINANET.NUM_CLASSES)
+        ret["head_losses"] = build_head_losses(cfg, cfg.MODEL.RETINANET.NUM_CLASSES)
         return ret
 
     @torch.no_grad()
@@ -55,7 +57,7 @@ class ALRPRetinaNet(RetinaNet):
     def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
         """As the parent; every loss is a mean over the positives of the mini-batch."""
         return anchor_losses(
-            self.ranking_losses,
+            self.head_losses,
             anchors,
             pred_logits,
             gt_labels,

@@ -14,11 +14,12 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.structures import ImageList, Instances
 
 from ...errors import UserError
-from ..anchors import anchor_losses, matched_targets
 from ..box_regression import PointBoxTransform
 from ..dense_inference import decode_best_anchors
+from ..dense_losses import anchor_losses
 from ..fovea_matcher import FoveaMatcher
-from ..ranking_losses import FocalLosses, HeadLosses, build_ranking_losses
+from ..head_losses import FocalHeadLosses, HeadLosses, build_head_losses, load_former_names
+from ..targets import matched_targets
 
 
 @META_ARCH_REGISTRY.register()
@@ -43,7 +44,7 @@ class FoveaBox(DenseDetector):
         box2box_transform: PointBoxTransform,
         matcher: FoveaMatcher,
         num_classes: int,
-        ranking_losses: HeadLosses,
+        head_losses: HeadLosses,
         test_score_thresh: float = 0.05,
         test_topk_candidates: int = 1000,
         test_nms_thresh: float = 0.5,
@@ -59,7 +60,7 @@ class FoveaBox(DenseDetector):
             box2box_transform: encoding of boxes.
             matcher: matching of cells and ground truth, with the strides of the levels.
             num_classes: K.
-            ranking_losses: classification and box losses.
+            head_losses: classification and box losses.
             test_score_thresh: least score of a detection.
             test_topk_candidates: cells per level that NMS sees.
             test_nms_thresh: IoU from which NMS suppresses.
@@ -72,7 +73,8 @@ class FoveaBox(DenseDetector):
         self.box2box_transform = box2box_transform
         self.matcher = matcher
         self.num_classes = num_classes
-        self.ranking_losses = ranking_losses
+        self.head_losses = head_losses
+        load_former_names(self)
         self.test_score_thresh = test_score_thresh
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
@@ -105,7 +107,7 @@ class FoveaBox(DenseDetector):
             "box2box_transform": PointBoxTransform(),
             "matcher": FoveaMatcher(strides, fovea.SCALE_RANGES, fovea.SIGMA),
             "num_classes": fovea.NUM_CLASSES,
-            "ranking_losses": _build_losses(cfg),
+            "head_losses": _build_losses(cfg),
             "test_score_thresh": fovea.SCORE_THRESH_TEST,
             "test_topk_candidates": fovea.TOPK_CANDIDATES_TEST,
             "test_nms_thresh": fovea.NMS_THRESH_TEST,
@@ -142,7 +144,7 @@ class FoveaBox(DenseDetector):
     def losses(self, anchors, pred_logits, gt_labels, pred_deltas, gt_boxes):
         """See :func:`anchor_losses`: positives are selected before any exponential is taken."""
         return anchor_losses(
-            self.ranking_losses,
+            self.head_losses,
             anchors,
             pred_logits,
             gt_labels,
@@ -197,8 +199,8 @@ def _build_losses(cfg) -> HeadLosses:
     """Losses by ``MODEL.ALRP.LOSS_TYPE``, of which "focal" is FoveaBox's own."""
     fovea = cfg.MODEL.FOVEABOX
     if cfg.MODEL.ALRP.LOSS_TYPE != "focal":
-        return build_ranking_losses(cfg, fovea.NUM_CLASSES)
-    return FocalLosses(
+        return build_head_losses(cfg, fovea.NUM_CLASSES)
+    return FocalHeadLosses(
         num_classes=fovea.NUM_CLASSES,
         alpha=fovea.FOCAL_LOSS_ALPHA,
         gamma=fovea.FOCAL_LOSS_GAMMA,

@@ -12,10 +12,11 @@ from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
 from detectron2.structures import Boxes, Instances
 
 from ...errors import UserError
-from ..anchors import anchor_losses, match_anchors, matched_boxes
 from ..box_regression import BoxDeltaTransform
+from ..dense_losses import anchor_losses
+from ..head_losses import RankingHeadLosses, build_head_losses, load_former_names
 from ..matcher import MaxIoUMatcher
-from ..ranking_losses import RankingLosses, build_ranking_losses
+from ..targets import match_anchors, matched_boxes
 
 
 @RPN_HEAD_REGISTRY.register()
@@ -45,7 +46,7 @@ class ALRPRPN(RPN):
     def __init__(
         self,
         *,
-        ranking_losses: RankingLosses,
+        head_losses: RankingHeadLosses,
         size_divisibility: int = 32,
         batch_size_per_image: int = 0,
         positive_fraction: float = 0.0,
@@ -53,7 +54,7 @@ class ALRPRPN(RPN):
     ) -> None:
         """
         Args:
-            ranking_losses: classification and box losses of one class.
+            head_losses: classification and box losses of one class.
             size_divisibility: what the sides of an image are padded to a multiple of; anchors
                 beyond the padding of their own image are ignored.
             batch_size_per_image, positive_fraction: of the parent, without effect.
@@ -63,7 +64,8 @@ class ALRPRPN(RPN):
         super().__init__(
             batch_size_per_image=batch_size_per_image, positive_fraction=positive_fraction, **kwargs
         )
-        self.ranking_losses = ranking_losses
+        self.head_losses = head_losses
+        load_former_names(self)
         self.size_divisibility = size_divisibility
 
     @classmethod
@@ -85,7 +87,7 @@ class ALRPRPN(RPN):
         # An FPN pads to the stride of its coarsest input, as to that of p5 if this is res5.
         coarsest = input_shape.get(cfg.MODEL.FPN.IN_FEATURES[-1].replace("res", "p"))
         ret["size_divisibility"] = coarsest.stride if coarsest else 0
-        ret["ranking_losses"] = build_ranking_losses(cfg, 1, tau=high, prefix="alrp_rpn")
+        ret["head_losses"] = build_head_losses(cfg, 1, tau=high, prefix="alrp_rpn")
         return ret
 
     @torch.no_grad()
@@ -107,7 +109,7 @@ class ALRPRPN(RPN):
     def losses(self, anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes):
         """As the parent; both losses are means over the positives of the mini-batch."""
         losses = anchor_losses(
-            self.ranking_losses,
+            self.head_losses,
             anchors,
             [logits[..., None] for logits in pred_objectness_logits],
             [_as_class(labels_i) for labels_i in gt_labels],

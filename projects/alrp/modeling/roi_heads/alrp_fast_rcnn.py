@@ -15,9 +15,9 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 from detectron2.structures import Instances
 
-from ..anchors import matched_classes
 from ..box_regression import BoxDeltaTransform
-from ..ranking_losses import RankingLosses, build_ranking_losses
+from ..head_losses import RankingHeadLosses, build_head_losses, load_former_names
+from ..targets import matched_classes
 
 
 class ALRPFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -29,19 +29,20 @@ class ALRPFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     @configurable
     def __init__(
-        self, input_shape: ShapeSpec, *, ranking_losses: RankingLosses, num_classes: int, **kwargs
+        self, input_shape: ShapeSpec, *, head_losses: RankingHeadLosses, num_classes: int, **kwargs
     ) -> None:
         """
         Args:
             input_shape: of the features of a region.
-            ranking_losses: classification and box losses of ``num_classes`` classes.
+            head_losses: classification and box losses of ``num_classes`` classes.
             num_classes: K.
             kwargs: of :class:`FastRCNNOutputLayers`; ``box2box_transform`` is a
                 ``BoxDeltaTransform``, and of ``loss_weight`` both entries count. Options of the
                 losses it replaces have no effect.
         """
         super().__init__(input_shape, num_classes=num_classes, **kwargs)
-        self.ranking_losses = ranking_losses
+        self.head_losses = head_losses
+        load_former_names(self)
         self.cls_score = nn.Linear(self.cls_score.in_features, num_classes)
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.constant_(self.cls_score.bias, 0)
@@ -50,7 +51,7 @@ class ALRPFastRCNNOutputLayers(FastRCNNOutputLayers):
     def from_config(cls, cfg, input_shape):
         ret = super().from_config(cfg, input_shape)
         ret["box2box_transform"] = BoxDeltaTransform(cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS)
-        ret["ranking_losses"] = build_ranking_losses(cfg, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+        ret["head_losses"] = build_head_losses(cfg, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         return ret
 
     def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]):
@@ -66,7 +67,7 @@ class ALRPFastRCNNOutputLayers(FastRCNNOutputLayers):
         """
         pred_logits, pred_deltas = predictions
         gt_classes = cat([p.gt_classes for p in proposals])
-        rows = self.ranking_losses.positive_rows(gt_classes)  # (P,)
+        rows = self.head_losses.positive_rows(gt_classes)  # (P,)
         boxes = cat([p.proposal_boxes.tensor for p in proposals])[rows]
         # Images without ground truth have proposals without it, none of them positive.
         gt_boxes = [p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes for p in proposals]
@@ -75,12 +76,12 @@ class ALRPFastRCNNOutputLayers(FastRCNNOutputLayers):
         num_outputs = pred_deltas.shape[1] // 4  # K or 1
         deltas = pred_deltas.view(len(pred_deltas), num_outputs, 4)
         deltas = deltas[rows, gt_classes[rows].clamp(max=num_outputs - 1)]
-        if self.ranking_losses.compares_boxes:
+        if self.head_losses.compares_boxes:
             predicted = self.box2box_transform.apply_deltas(deltas, boxes)
             expected = gt_boxes
         else:
             predicted, expected = deltas, self.box2box_transform.get_deltas(boxes, gt_boxes)
-        losses = self.ranking_losses(pred_logits, gt_classes, predicted, expected)
+        losses = self.head_losses(pred_logits, gt_classes, predicted, expected)
         return {name: self.loss_weight.get(name, 1.0) * loss for name, loss in losses.items()}
 
     def predict_probs(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]):

@@ -1,0 +1,186 @@
+"""The work over all entries of a ranking by compiled loops, on the CPU.
+
+Loops over many entries are shared among the threads of PyTorch. Where its OpenMP cannot be reached,
+as on other systems than Linux, they run in the calling thread alone.
+
+Shape shorthand as in :mod:`alrp.losses.backends.interface`; B buckets.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import numpy as np
+import sys
+import threading
+from typing import Callable
+import torch
+from torch import Tensor
+
+from ..reductions import largest_magnitude, num_not_finite
+from . import kernels
+from .interface import LocatedKeys, StepMatrix, Survey, cell_dtype
+
+# A knot should seldom share its bucket, and the table should stay in the second level cache.
+_BUCKETS_PER_KNOT = 16
+_MIN_BUCKETS, _MAX_BUCKETS = 1 << 12, 1 << 17
+_KEYS_PER_BUCKET = 4  # at the least, or filling the table costs more than it saves
+# Every share of the entries has sums of its own to clear and to add up.
+_ENTRIES_PER_SHARE = 1 << 16
+_MAX_SHARES = 16
+# float64 numbers between the sums of two threads, which would wait for each other if they wrote to
+# one cache line, or to two that are fetched together.
+_PADDING = 16
+
+# On the CPU even where the user's default device is another.
+_empty = functools.partial(torch.empty, device="cpu")
+_OPENMP_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def survey(logits: Tensor, targets: Tensor, errors: Tensor) -> Survey:
+    """See :class:`Survey`."""
+    slices = _slices_for_threads(len(logits))
+    found = [None] * len(slices)
+
+    def work(t: int, *parts: np.ndarray) -> None:
+        found[t] = kernels.survey(*parts, slices[t].start)
+
+    _for_slices(work, slices, logits, targets)
+    indices, num_bad_logits = zip(*found)
+    positives = torch.from_numpy(np.concatenate(indices))
+    largest = largest_magnitude(logits.index_select(0, positives)).item()
+    return Survey(positives, sum(num_bad_logits), int(num_not_finite(errors)), largest)
+
+
+class CompiledMatrix(StepMatrix):
+    """A :class:`StepMatrix` on the CPU; each sum in one pass over its operands."""
+
+    def __init__(self, queries: Tensor, delta: float) -> None:
+        self.queries, self._delta = queries.double(), float(delta)
+        merged = kernels.merge(_array(self.queries), self._delta)
+        self._edges, self._is_lower, self._query_cells = merged
+
+    @staticmethod
+    def descending_order(queries: Tensor) -> Tensor:
+        return torch.from_numpy(kernels.descending_order(_array(queries.double())))
+
+    def locate(self, logits: Tensor, targets: Tensor) -> LocatedKeys:
+        num_cells = len(self._edges) - 1
+        # Large memory comes from PyTorch, and so shows in its profiles.
+        cells = _empty(len(logits), dtype=cell_dtype(num_cells))
+        slices = _slices_for_threads(len(logits))
+        sums = _empty(len(slices), 2, num_cells + _PADDING, dtype=torch.float64).zero_()
+        sum_arrays, table = _array(sums), self._bucket_table(len(logits))
+
+        def work(t: int, keys: np.ndarray, marks: np.ndarray, out: np.ndarray) -> None:
+            kernels.locate(keys, marks, self._edges, *table, out, *sum_arrays[t])
+
+        _for_slices(work, slices, logits, targets, cells)
+        return LocatedKeys(cells, *sums.sum(0)[:, :num_cells])
+
+    def _bucket_table(self, num_keys: int) -> tuple[float, np.ndarray]:
+        """Buckets per unit of a logit, and (B + 1,) number of knots in the buckets before each.
+
+        The buckets are of one width and lie over all knots. So the table tells between which knots
+        to look for a key: mostly none or one.
+        """
+        num_buckets = max(_BUCKETS_PER_KNOT * len(self._edges), _MIN_BUCKETS)
+        num_buckets = min(num_buckets, _MAX_BUCKETS, num_keys // _KEYS_PER_BUCKET + 1)
+        density = num_buckets / (self._edges[-2] - self._edges[1])
+        starts = _array(_empty(num_buckets + 1, dtype=cell_dtype(len(self._edges) - 1)))
+        kernels.count_knots(self._edges, density, starts)
+        return density, starts
+
+    def rmatvec(self, weights: Tensor, cells: Tensor, logits: Tensor) -> Tensor:
+        shape = self._edges, self._is_lower, self._delta
+        profile = kernels.column_profile(_array(weights), *shape)
+        result = _empty(len(logits), dtype=logits.dtype)
+
+        def work(t: int, keys: np.ndarray, cells_of_keys: np.ndarray, out: np.ndarray) -> None:
+            kernels.evaluate(keys, cells_of_keys, self._edges, profile, out)
+
+        _for_slices(work, _slices_for_threads(len(logits)), logits, cells, result)
+        return result
+
+    def _sum_queries(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        queries, weights = _array(self.queries), _array(weights)
+        sums = kernels.sum_queries(queries, weights, self._query_cells, self._edges)
+        return tuple(map(torch.from_numpy, sums))
+
+    def _row_sums(self, mass: Tensor, moment: Tensor) -> Tensor:
+        shape = self._edges, self._is_lower, self._delta
+        return torch.from_numpy(kernels.row_sums(_array(mass), _array(moment), *shape))
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """The tensor's own memory where it is contiguous, else a copy."""
+    return tensor.detach().contiguous().numpy()
+
+
+def _slices_for_threads(num_entries: int) -> list[slice]:
+    """Equal shares of all entries, for as many threads as are worth their start."""
+    most = min(torch.get_num_threads(), _MAX_SHARES)
+    num_shares = max(1, min(most, num_entries // _ENTRIES_PER_SHARE))
+    bounds = [num_entries * t // num_shares for t in range(num_shares + 1)]
+    return [slice(*pair) for pair in zip(bounds, bounds[1:])]
+
+
+def _for_slices(work: Callable, slices: list[slice], *tensors: Tensor) -> None:
+    """Call ``work`` with the number of each slice and that part of all (S,) tensors, in threads.
+
+    What it writes into a part is written into the tensor, if that is contiguous.
+    """
+    arrays = [_array(tensor) for tensor in tensors]
+    _in_threads(lambda t: work(t, *(array[slices[t]] for array in arrays)), len(slices))
+
+
+def _in_threads(work: Callable[[int], None], num_calls: int) -> None:
+    """Call ``work`` with each number below ``num_calls``, on the threads that PyTorch has.
+
+    Threads of our own would wait for a core: PyTorch's keep theirs busy for milliseconds after each
+    operator, in case another one comes.
+    """
+    numbers, errors, finished = list(range(num_calls)), [], set()
+
+    def take() -> int | None:
+        try:
+            return numbers.pop()
+        except IndexError:
+            return None
+
+    def share(_) -> None:
+        try:
+            for number in iter(take, None):
+                work(number)
+            finished.add(threading.get_ident())
+        except BaseException as error:  # Ctrl-C too: nothing may leave through foreign code
+            errors.append(error)
+
+    parallel = _openmp_parallel() if num_calls > 1 else None
+    if parallel is None:
+        share(None)
+    else:
+        # With 0, OpenMP takes as many threads as PyTorch does. Another number would end those that
+        # are too many, or start more, here and again in the next operator.
+        parallel(_OPENMP_FUNCTION(share), None, 0, 0)
+    if errors:
+        raise errors[0]
+    if threading.get_ident() not in finished:
+        raise KeyboardInterrupt  # it came before the first line of this thread's share
+
+
+@functools.lru_cache(maxsize=None)
+def _openmp_parallel() -> Callable | None:
+    """Entry to a parallel region of the OpenMP that PyTorch has loaded, if it can be reached.
+
+    Every OpenMP on Linux offers it under GNU's name.
+    """
+    if sys.platform != "linux" or not torch.backends.openmp.is_available():
+        return None
+    try:
+        parallel = ctypes.CDLL(None).GOMP_parallel
+    except AttributeError:
+        return None
+    parallel.argtypes = [_OPENMP_FUNCTION, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.restype = None
+    return parallel

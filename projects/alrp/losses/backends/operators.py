@@ -1,0 +1,138 @@
+"""The work over all entries of a ranking by operators of PyTorch, on any device.
+
+Shape shorthand as in :mod:`alrp.losses.backends.interface`.
+"""
+
+from __future__ import annotations
+
+from typing import Iterator
+import torch
+from torch import Tensor
+
+from ..reductions import (
+    accumulation_dtype,
+    largest_magnitude,
+    num_not_finite,
+    prefix_sum,
+    suffix_sum,
+)
+from .interface import LocatedKeys, StepMatrix, Survey, cell_dtype
+
+# Entries at a time: temporaries take up to 50 bytes each, so 200 MB a block.
+_BLOCK = 1 << 22
+# Sums of each cell that take turns where a device adds atomically: slow where many meet in one.
+_TURNS = {"cuda": 1 << 7}
+
+
+def survey(logits: Tensor, targets: Tensor, errors: Tensor) -> Survey:
+    """See :class:`Survey`; the device is read once."""
+    is_positive = targets == 1
+    is_bad = ~torch.isfinite(logits) & (is_positive | (targets == 0))
+    facts = [
+        is_positive.count_nonzero(),
+        is_bad.count_nonzero(),
+        num_not_finite(errors),
+        largest_magnitude(torch.where(is_positive, logits, 0.0)),
+    ]
+    # Numbers of entries are exact in float64, and in float32 up to 2^24.
+    dtype = accumulation_dtype(logits.device)
+    num_positives, *bad, largest = torch.stack([fact.to(dtype) for fact in facts]).tolist()
+    return Survey(_indices_of_marked(is_positive, int(num_positives)), *map(int, bad), largest)
+
+
+def _indices_of_marked(marks: Tensor, num_marked: int) -> Tensor:
+    """Indices of the nonzero entries, without asking a GPU for their number."""
+    try:
+        return torch.nonzero_static(marks, size=num_marked).squeeze(1)
+    except (AttributeError, NotImplementedError):  # older PyTorch, or its CUDA build
+        return marks.nonzero().squeeze(1)
+
+
+class OperatorMatrix(StepMatrix):
+    """A :class:`StepMatrix` on any device."""
+
+    def __init__(self, queries: Tensor, delta: float) -> None:
+        self.queries = queries = queries.to(accumulation_dtype(queries.device))
+        self._two_delta = 2.0 * delta
+
+        # Two sorted lists are merged by counting, for each, the elements of the other before it.
+        lower, upper = queries - delta, queries + delta
+        index = torch.arange(queries.numel(), device=queries.device)
+        self._lower = index + torch.searchsorted(upper, lower)
+        self._upper = index + torch.searchsorted(lower, upper, right=True)
+        self._knots = queries.new_empty(2 * queries.numel())
+        self._knots.index_copy_(0, self._lower, lower).index_copy_(0, self._upper, upper)
+        self._left = torch.cat([self._knots.new_zeros(1), self._knots])  # edge of each cell
+
+        # No linear part covers a cell that begins where as many of them have ended as begun.
+        covered = torch.ones_like(self._knots, dtype=torch.bool)
+        covered.index_copy_(0, self._upper, self._upper > 2 * index + 1)
+        self._width = torch.zeros_like(self._knots)
+        self._width[:-1] = self._knots[1:] - self._knots[:-1]
+        self._width *= covered
+
+        self._query_cells = self._find_cells(queries)
+        self._query_offsets = self._offsets(self._query_cells, queries)
+
+    @staticmethod
+    def descending_order(queries: Tensor) -> Tensor:
+        return torch.sort(queries, descending=True, stable=True).indices
+
+    def locate(self, logits: Tensor, targets: Tensor) -> LocatedKeys:
+        num_turns = _TURNS.get(logits.device.type, 1)
+        turns = torch.arange(min(_BLOCK, logits.numel()), device=logits.device) % num_turns
+        mass = self._left.new_zeros(len(self._left) * num_turns)
+        moment = torch.zeros_like(mass)
+        located = torch.empty_like(logits, dtype=cell_dtype(len(self._left)))
+        for keys, marks, out in _blocks(logits, targets, located):
+            cells = self._find_cells(keys) * (marks == 0)
+            out.copy_(cells)
+            offsets = self._offsets(cells, keys)  # cell 0, which is not read, takes any NaN
+            cells = cells * num_turns + turns[: len(keys)]
+            mass.scatter_add_(0, cells, torch.ones_like(offsets))
+            moment.scatter_add_(0, cells, offsets)
+        sums = (x.view(-1, num_turns).sum(1) for x in (mass, moment))
+        return LocatedKeys(located, *sums)
+
+    def rmatvec(self, weights: Tensor, cells: Tensor, logits: Tensor) -> Tensor:
+        value, slope = self._column_profile(weights)
+        result = torch.empty_like(logits)
+        for out, keys, cells_of_keys in _blocks(result, logits, cells):
+            index = cells_of_keys.int()
+            sums = slope.index_select(0, index) * self._offsets(index, keys)
+            sums += value.index_select(0, index)
+            out.copy_(torch.where(index > 0, sums, 0.0))
+        return result
+
+    def _find_cells(self, keys: Tensor) -> Tensor:
+        """The cell of each key, by binary search: (n,) int64 in [0, 2P]."""
+        return torch.searchsorted(self._knots, keys.to(self._knots.dtype), right=True)
+
+    def _offsets(self, cells: Tensor, keys: Tensor) -> Tensor:
+        """(n,) distance of each key to the left edge of its cell; in cell 0 without meaning."""
+        return keys.to(self._left.dtype) - self._left.index_select(0, cells)
+
+    def _sum_queries(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        mass, moment = torch.zeros_like(self._left), torch.zeros_like(self._left)
+        mass.scatter_add_(0, self._query_cells, weights)
+        moment.scatter_add_(0, self._query_cells, self._query_offsets * weights)
+        return mass, moment
+
+    def _row_sums(self, mass: Tensor, moment: Tensor) -> Tensor:
+        above = suffix_sum(mass[1:]) - mass[1:]
+        area = torch.where(self._width > 0, moment[1:] + self._width * above, 0.0)
+        area_from = suffix_sum(area)
+        return (area_from[self._lower] - area_from[self._upper]) / self._two_delta
+
+    def _column_profile(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """(C,) value at the left edge of each cell, and slope in it, of the sum over queries."""
+        change = torch.empty_like(self._knots)
+        change.index_copy_(0, self._lower, weights).index_copy_(0, self._upper, -weights)
+        slope = prefix_sum(change) * (self._width > 0) / self._two_delta
+        rise = slope * self._width
+        zero = rise.new_zeros(1)
+        return torch.cat([zero, prefix_sum(rise) - rise]), torch.cat([zero, slope])
+
+
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(tensor.split(_BLOCK) for tensor in tensors))

@@ -1,0 +1,45 @@
+"""Sums, counts and maxima of vectors, in the precision that a ranking needs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def accumulation_dtype(device: torch.device) -> torch.dtype:
+    """float64 wherever the device has it: float32 prefix sums lose whole false positives."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def prefix_sum(x: Tensor) -> Tensor:
+    """``out[c] = sum(x[:c + 1])`` of a vector; the same bits every time, if torch asks for it."""
+    if x.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return _prefix_sum_by_doubling(x)
+    return x.cumsum(0)
+
+
+def _prefix_sum_by_doubling(x: Tensor) -> Tensor:
+    """In log2(n) additions of whole vectors.
+
+    ``cumsum`` of floats refuses to run on CUDA under ``torch.use_deterministic_algorithms``.
+    """
+    reach = 1
+    while reach < x.numel():
+        x = torch.cat([x[:reach], x[reach:] + x[:-reach]])
+        reach *= 2
+    return x
+
+
+def suffix_sum(x: Tensor) -> Tensor:
+    """``out[c] = sum(x[c:])``, summed from the end."""
+    return prefix_sum(x.flip(0)).flip(0)
+
+
+def num_not_finite(tensor: Tensor) -> Tensor:
+    """Number of values that are NaN or infinite, a scalar."""
+    return (~torch.isfinite(tensor)).count_nonzero()
+
+
+def largest_magnitude(tensor: Tensor) -> Tensor:
+    """Greatest absolute value, a scalar; 0 without values."""
+    return tensor.abs().max() if tensor.numel() else tensor.new_zeros(())

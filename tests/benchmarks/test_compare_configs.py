@@ -1,0 +1,141 @@
+"""benchmarks/compare_configs.py: one real comparison on a tiny dataset, and its parts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+import pytest
+
+from alrp.data.datasets.shapes import make_shapes_dataset
+from alrp.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = str(ROOT / "configs" / "Shapes" / "retinanet_R_18_FPN.yaml")
+
+
+@pytest.fixture(scope="module")
+def tool(load_script):
+    return load_script("benchmarks/compare_configs.py")
+
+
+def arguments(data, output, *more):
+    splits = [[f"cmp_{s}", f"{data}/annotations/{s}.json", f"{data}/{s}"] for s in ("train", "val")]
+    options = {
+        "DATASETS.COCO_FORMAT": splits,
+        "DATASETS.TRAIN": ("cmp_train",),
+        "DATASETS.TEST": ("cmp_val",),
+        "MODEL.FPN.OUT_CHANNELS": 32,
+        "DATALOADER.NUM_WORKERS": 0,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.MAX_ITER": 1,
+    }
+    pairs = [str(x) for pair in options.items() for x in pair]
+    return [CONFIG, "--output", str(output), "--num-seeds", "1", "--opts", *pairs, *more]
+
+
+def test_a_comparison_runs_once_and_is_read_again(tool, tmp_path, capsys):
+    make_shapes_dataset(tmp_path / "data", 4, 2, 64)
+    output = tmp_path / "runs"
+    assert tool.main(arguments(tmp_path / "data", output)) == 0
+    first = capsys.readouterr().out
+    folder = output / "retinanet_R_18_FPN" / "seed_1"
+    console = folder / "console.txt"
+    assert (folder / "model_final.pth").exists() and f"{folder}: AP " in first
+    console.write_text("not run again")
+    assert tool.main(arguments(tmp_path / "data", output)) == 0
+    assert capsys.readouterr().out == first
+    assert console.read_text() == "not run again"
+
+    assert tool.main(arguments(tmp_path / "data", output, "SOLVER.BASE_LR", "0.1")) == 1
+    assert "holds a run with other options" in capsys.readouterr().err
+
+
+def test_a_failed_run_ends_with_its_last_lines(tool, tmp_path, capsys):
+    assert tool.main(arguments(tmp_path / "absent", tmp_path / "runs")) == 1
+    message = capsys.readouterr().err
+    assert "seed_1 failed" in message and "absent/annotations/train.json" in message
+    folder = tmp_path / "runs" / "retinanet_R_18_FPN" / "seed_1"
+    assert not (folder / "finished").exists()
+    # Nothing was trained, so the corrected command, and another failure, are let in.
+    assert tool.main(arguments(tmp_path / "nowhere", tmp_path / "runs")) == 1
+    assert "nowhere/annotations/train.json" in capsys.readouterr().err
+    # But what there is a checkpoint of stays recorded.
+    (folder / "last_checkpoint").touch()
+    assert tool.main(arguments(tmp_path / "nowhere", tmp_path / "runs")) == 1
+    assert (folder / "command.json").exists()
+
+
+def test_a_run_of_another_content_of_its_config_is_refused(tool, tmp_path):
+    base, config, folder = tmp_path / "base.yaml", tmp_path / "config.yaml", tmp_path / "run"
+    base.write_text("SOLVER: {BASE_LR: 0.1}")
+    config.write_text('_BASE_: "base.yaml"\nSEED: 1')
+    folder.mkdir()
+    command = ["--resume", "--config-file", str(config), "SEED", "1"]
+    (folder / "command.json").write_text(json.dumps(command))  # as before contents were recorded
+    (folder / "finished").touch()
+    tool.train(str(config), 1, folder, [])
+    tool.train(str(config), 1, folder, [])
+    base.write_text("SOLVER: {BASE_LR: 0.2}")
+    with pytest.raises(UserError, match="another content of its config .*config_content.json"):
+        tool.train(str(config), 1, folder, [])
+
+
+def test_a_record_that_is_cut_off_is_refused(tool, tmp_path):
+    (tmp_path / "command.json").write_text('["--resume", "--conf')
+    with pytest.raises(UserError, match="other options.*command.json"):
+        tool.train(CONFIG, 1, tmp_path, [])
+
+
+@pytest.mark.parametrize("content", [None, "", "a: [", "a: *b"])
+def test_a_config_that_cannot_be_read_is_named(tool, tmp_path, capsys, content):
+    config = tmp_path / "config.yaml"
+    if content is not None:
+        config.write_text(content)
+    assert tool.main([str(config), "--output", str(tmp_path / "runs")]) == 1
+    assert f"cannot read {config}" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_output_that_is_a_file_is_refused(tool, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert tool.main([CONFIG, "--output", str(tmp_path / "file")]) == 1
+    assert "cannot make the folder" in capsys.readouterr().err
+
+
+def test_at_least_one_seed_is_asked_for(tool, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        tool.main([CONFIG, "--output", str(tmp_path), "--num-seeds", "0"])
+    assert "--num-seeds: expected a whole number of at least 1" in capsys.readouterr().err
+
+
+def test_two_configs_of_one_name_are_refused(tool, tmp_path, capsys):
+    assert tool.main([CONFIG, CONFIG, "--output", str(tmp_path)]) == 1
+    assert "same file name" in capsys.readouterr().err
+
+
+def test_the_last_evaluation_counts(tool, tmp_path):
+    rows = [dict.fromkeys(tool.METRICS, value) for value in (1.0, 2.0)]
+    lines = [json.dumps(row) for row in [rows[0], {"iteration": 3}, rows[1], {"iteration": 4}]]
+    (tmp_path / "metrics.json").write_text("\n".join(lines))
+    assert tool.read_result(tmp_path) == [2.0] * len(tool.METRICS)
+    (tmp_path / "metrics.json").write_text(json.dumps({"bbox/AP": 1.0}))
+    with pytest.raises(UserError, match="has no bbox/AP50.*lrp/oLRP"):
+        tool.read_result(tmp_path)
+
+
+def test_a_line_that_is_cut_off_is_passed_over(tool, tmp_path):
+    row = json.dumps(dict.fromkeys(tool.METRICS, 1.0))
+    (tmp_path / "metrics.json").write_text(f"{row}\n{row[:30]}\n\n")
+    assert tool.read_result(tmp_path) == [1.0] * len(tool.METRICS)
+
+
+def test_a_finished_run_without_figures_is_named(tool, tmp_path):
+    with pytest.raises(UserError, match="finished but has no metrics.json; remove the folder"):
+        tool.read_result(tmp_path)
+
+
+def test_the_table_has_the_mean_and_the_sample_deviation(tool):
+    runs = [[10.0] * 7, [12.0] * 7, [14.0] * 7]
+    row = tool.table({"a": runs, "b": runs[:1]}).splitlines()
+    assert row[2] == "| `a` | 3 | " + " | ".join(["12.0 ± 2.0"] * 7) + " |"
+    assert row[3] == "| `b` | 1 | " + " | ".join(["10.0"] * 7) + " |"

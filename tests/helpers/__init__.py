@@ -1,0 +1,1 @@
+"""What several test modules share; spawned processes import it by the same name."""
