@@ -27,7 +27,19 @@ def test_published_anchors(name, row):
     ratios = [0.5, 1.0, 2.0] if row.matcher == "max_iou" else [1.0]
     assert cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS == [ratios]
     assert octaves * len(ratios) == row.anchors
+    assert cfg.MODEL.ANCHOR_GENERATOR.OFFSET == 0.0
     assert cfg.MODEL.RETINANET.IOU_THRESHOLDS == [0.4, 0.5] and cfg.MODEL.ALRP.MIN_POS_IOU == 0
+
+
+@pytest.mark.parametrize("name", rows_of("ALRPRetinaNet"))
+def test_published_retinanet(name):
+    cfg = load_yaml(name)
+    retinanet = cfg.MODEL.RETINANET
+    assert (retinanet.NUM_CLASSES, cfg.MODEL.ATSS.TOPK) == (80, 9)
+    assert retinanet.BBOX_REG_WEIGHTS == (10.0, 10.0, 5.0, 5.0)
+    assert (retinanet.NUM_CONVS, retinanet.NORM, retinanet.PRIOR_PROB) == (4, "", 0.01)
+    assert (retinanet.SCORE_THRESH_TEST, retinanet.NMS_THRESH_TEST) == (0.05, 0.5)
+    assert retinanet.TOPK_CANDIDATES_TEST == 1000
 
 
 @pytest.mark.parametrize("name", rows_of("FoveaBox"))

@@ -28,7 +28,10 @@ def test_published_numbers(name, row):
     assert solver.MAX_ITER == 100 * per_epoch
     assert solver.STEPS == tuple(epoch * per_epoch for epoch in row.steps)
     assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.GAMMA) == (500, 0.001, 0.1)
+    assert solver.WARMUP_METHOD == "linear" and solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR"
     assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.OPTIMIZER) == (1e-4, 1e-4, "SGD")
+    assert solver.WEIGHT_DECAY_BIAS in (None, 1e-4) and not solver.CLIP_GRADIENTS.ENABLED
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("coco_2017_train",), ("coco_2017_val",))
     assert (solver.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) == (per_epoch, per_epoch)
     assert model.META_ARCHITECTURE == row.architecture
     assert model.WEIGHTS == f"torchvision://{row.backbone}"
@@ -37,7 +40,10 @@ def test_published_numbers(name, row):
     depth = 50 if row.backbone == "resnet50" else 101
     assert (model.RESNETS.DEPTH, model.RESNETS.STRIDE_IN_1X1) == (depth, False)
     assert (model.BACKBONE.FREEZE_AT, model.RESNETS.NORM, model.ALRP.NORM_EVAL) == (2, "BN", True)
+    assert model.FPN.OUT_CHANNELS == 256
     assert (model.ALRP.DELTA, model.ALRP.TAU) == (1.0, 0.5)
+    balance = model.ALRP.SELF_BALANCE
+    assert (balance.ENABLED, balance.INIT_WEIGHT, balance.PERIOD) == (True, 50.0, 0)
     if row.loss != "ce":
         assert model.ALRP.LOSS_TYPE == row.loss
     assert cfg.INPUT.AUGMENTATION == "published"

@@ -390,9 +390,9 @@ def test_the_loaders_of_the_trainer_follow_the_config(
     assert_array_equal(sample["image"].numpy().transpose(1, 2, 0), expected)
 
 
-@pytest.mark.skipif("ALRP_REAL_DATA" not in os.environ, reason="ALRP_REAL_DATA is not set")
+@pytest.mark.skipif("ALRP_BCCD" not in os.environ, reason="ALRP_BCCD is not set")
 def test_blood_cell_photographs_keep_about_their_number_of_boxes(cfg):
-    root = Path(os.environ["ALRP_REAL_DATA"])
+    root = Path(os.environ["ALRP_BCCD"])
     records = load_coco_json(str(root / "annotations/instances_train.json"), str(root / "train"))
     records = records[::12]
     samples = [ALRPDatasetMapper(cfg)(record) for record in records]

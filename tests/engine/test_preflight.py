@@ -548,9 +548,9 @@ def test_a_report_of_nothing_is_silent(caplog):
     assert caplog.messages == []
 
 
-@pytest.mark.skipif("ALRP_REAL_DATA" not in os.environ, reason="ALRP_REAL_DATA is not set")
+@pytest.mark.skipif("ALRP_BCCD" not in os.environ, reason="ALRP_BCCD is not set")
 def test_the_blood_cell_dataset_has_no_mistake(cfg):
-    root = "$ALRP_REAL_DATA"
+    root = "$ALRP_BCCD"
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("preflight_bccd_train",), ("preflight_bccd_val",)
     cfg.DATASETS.COCO_FORMAT = [
         [f"preflight_bccd_{split}", f"{root}/annotations/instances_{split}.json", f"{root}/{split}"]

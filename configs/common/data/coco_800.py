@@ -1,8 +1,5 @@
 """COCO in the published pipelines: squares of 800 pixels in training, 800/1333 in test."""
 
-from .coco_500 import dataloader
+from .coco_published import coco_published
 
-dataloader.train.total_batch_size = 16
-dataloader.train.mapper.augmentations[3].size = 800
-dataloader.test.mapper.augmentations[0].max_short = 800
-dataloader.test.mapper.augmentations[0].max_long = 1333
+dataloader = coco_published(batch=16, train_size=800, test_short=800, test_long=1333)
