@@ -10,7 +10,6 @@ has the mean of each figure over the seeds and their sample standard deviation.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from measuring import whole_number
 from detectron2.config import CfgNode
 
 from alrp.errors import UserError
+from alrp.files import replacing
 
 TRAIN_NET = Path(__file__).resolve().parents[1] / "train_net.py"
 METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75", "lrp/oLRP", "lrp/oLRP_Loc", "lrp/oLRP_FP")
@@ -74,9 +74,8 @@ def keep_record(folder: Path, records: dict) -> None:
                 f"its config ({path}); name another folder with --output or remove that one."
             )
     for path, text in paths.items():
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(text)
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            file.write(text.encode())
 
 
 def train(config_file: str, seed: int, folder: Path, opts: list) -> None:

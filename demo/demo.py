@@ -8,7 +8,6 @@
 """
 
 import argparse
-import json
 import math
 import numpy as np
 import os
@@ -27,6 +26,7 @@ from detectron2.utils.visualizer import Visualizer
 from alrp.data.dataset_mapper import build_mapper
 from alrp.engine import CheckedCheckpointer, setup_config
 from alrp.errors import UserError
+from alrp.files import read_json
 
 MIN_SIDE = 600  # pixels of the longer side; smaller pictures are enlarged to keep text readable
 
@@ -80,7 +80,7 @@ def class_names(cfg) -> list:
         if metadata.get("thing_classes"):
             return list(metadata.thing_classes)
         if os.path.isfile(metadata.get("json_file", "")):
-            categories = json.loads(Path(metadata.json_file).read_text())["categories"]
+            categories = read_json(metadata.json_file)["categories"]
             return [c["name"] for c in sorted(categories, key=lambda category: category["id"])]
     return []
 
@@ -88,9 +88,9 @@ def class_names(cfg) -> list:
 def read_thresholds(path: str, names: list) -> torch.Tensor:
     """(K,) float64 least score by class index; infinite for a class of which nothing was right."""
     try:
-        per_class = json.loads(Path(path).read_text())["per_class"]
+        per_class = read_json(path)["per_class"]
         scores = {name: values["threshold"] for name, values in per_class.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (UserError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"--thresholds: cannot read {path} ({error!r}); give the lrp_results.json that an "
             "evaluation wrote."

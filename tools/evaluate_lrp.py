@@ -12,11 +12,11 @@ if importlib.util.find_spec("alrp") is None:  # run from a checkout that is not 
 from alrp.errors import UserError  # noqa: E402
 from alrp.evaluation import (  # noqa: E402
     evaluate_lrp,
-    load_json,
     lrp_summary,
     lrp_table,
     write_summary,
 )
+from alrp.files import read_json  # noqa: E402
 
 
 def parse_args(argv=None):
@@ -43,8 +43,8 @@ def main(argv=None) -> int:
     args = parse_args(argv)
     try:
         per_class = evaluate_lrp(
-            load_json(args.ground_truth),
-            load_json(args.results),
+            read_json(args.ground_truth),
+            read_json(args.results),
             tau=args.tau,
             max_dets=args.max_dets,
         )

@@ -1,11 +1,10 @@
 """COCO input: what is left out, and what malformed files are told."""
 
-import json
 import numpy as np
 import pytest
 
 from alrp.errors import UserError
-from alrp.evaluation import DetectionColumns, evaluate_lrp, load_json, match_detections
+from alrp.evaluation import DetectionColumns, evaluate_lrp, match_detections
 from alrp.evaluation.coco_input import category_names
 
 NAN = float("nan")
@@ -91,17 +90,3 @@ def test_classes_are_named_in_the_order_of_their_ids():
     categories = [{"id": 3, "name": "cat"}, {"id": 1, "name": "dog"}, {"id": 2}]
     names = category_names(ground_truth(categories=categories))
     assert list(names.items()) == [(1, "dog"), (2, "2"), (3, "cat")]
-
-
-def test_unreadable_files_are_explained(tmp_path):
-    broken, binary = tmp_path / "broken.json", tmp_path / "binary.json"
-    broken.write_text('{"images": [\n  1,,\n]}')
-    binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="No such file"):
-        load_json(str(tmp_path / "missing.json"))
-    with pytest.raises(UserError, match="not valid JSON: .* line 2, column 5"):
-        load_json(str(broken))
-    with pytest.raises(UserError, match="not a JSON text file"):
-        load_json(str(binary))
-    broken.write_text(json.dumps({"a": 1}))
-    assert load_json(str(broken)) == {"a": 1}

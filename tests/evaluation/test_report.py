@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
-import pytest
 
-from alrp.errors import UserError
 from alrp.evaluation import OptimalLRP, lrp_summary, lrp_table, write_summary
 
 NAN = float("nan")
@@ -49,22 +46,3 @@ def test_json_has_full_precision_and_null_for_undefined(tmp_path):
         "threshold": None,
     }
     assert set(written["per_class"]["emu"].values()) == {None}
-
-
-def test_interrupted_writing_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch):
-    path = tmp_path / "lrp.json"
-    path.write_text("old")
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(UserError, match="cannot write .*lrp.json: No space left on device"):
-        write_summary(lrp_summary(PER_CLASS), str(path))
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["lrp.json"]
-
-
-def test_missing_folder_is_explained(tmp_path):
-    with pytest.raises(UserError, match="cannot write .* check the folder"):
-        write_summary(lrp_summary(PER_CLASS), str(tmp_path / "missing" / "lrp.json"))

@@ -125,9 +125,12 @@ def test_bad_results_give_one_message_and_status_2(main, tmp_path, capsys, conte
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["missing.json", DETECTIONS], "cannot read missing.json"),
+        (["missing.json", DETECTIONS], "missing.json cannot be read"),
         ([DETECTIONS, GROUND_TRUTH], "ground-truth file comes first"),
-        ([GROUND_TRUTH, DETECTIONS, "--json", "missing/lrp.json"], "cannot write missing/lrp.json"),
+        (
+            [GROUND_TRUTH, DETECTIONS, "--json", "missing/lrp.json"],
+            "missing/lrp.json cannot be written",
+        ),
     ],
 )
 def test_bad_files_give_one_message_and_status_2(main, capsys, arguments, message):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from typing import Any, Mapping
 import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import replacing
 
 # At the start of PyTorch's old format, as pickled.
 _MAGIC_NUMBER = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")
@@ -75,33 +75,8 @@ def write_checkpoint(content: dict[str, Any], path: str) -> None:
     Raises:
         UserError: if the file cannot be written, or something else has that name.
     """
-    temporary, link, path = None, path, os.path.realpath(path)
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(
-            f"{link} cannot be written: it is no plain file, but a folder, a pipe or a device; "
-            "name another file."
-        )
-    try:
-        folder = os.path.dirname(path)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=os.path.basename(path) + ".")
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # PyTorch's writer turns a full disk into the latter
-        raise UserError(f"{link} cannot be written ({error}); choose another folder.") from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.remove(temporary)
-
-
-def _umask() -> int:
-    """The mask of new files, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with replacing(path) as file:
+        torch.save(content, file)
 
 
 def _all_tensors(state: dict) -> bool:

@@ -16,7 +16,6 @@ _MODULE_OF = {
     "mean_optimal_lrp": "lrp",
     "optimal_lrp": "lrp",
     "DetectionColumns": "coco_input",
-    "load_json": "coco_input",
     "ClassMatches": "coco_matching",
     "evaluate_lrp": "coco_matching",
     "match_detections": "coco_matching",

@@ -6,11 +6,10 @@ ids may be any sortable values, 0 and gaps included.
 
 from __future__ import annotations
 
-import json
 import logging
 import numbers
 import numpy as np
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import UserError
 
@@ -46,21 +45,6 @@ class DetectionColumns(NamedTuple):
     category_id: list
     bbox: np.ndarray
     score: np.ndarray
-
-
-def load_json(path: str) -> Any:
-    """Content of a JSON file; a :class:`UserError` says what is wrong with the file."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check the path.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a JSON text file ({error}).") from error
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
-        ) from error
 
 
 def ids_in_order(dataset: dict, section: str) -> list:

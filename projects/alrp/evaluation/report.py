@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 
-from ..errors import UserError
+from ..files import replacing
 from .lrp import OptimalLRP, mean_optimal_lrp
 
 METRICS = ("oLRP", "oLRP_Loc", "oLRP_FP", "oLRP_FN")
@@ -53,20 +52,8 @@ def write_summary(summary: dict, path: str) -> None:
         UserError: if the file cannot be written.
     """
     text = json.dumps(_nan_to_none(summary), indent=2, allow_nan=False) + "\n"
-    target = os.path.realpath(path)  # a link stays one
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise UserError(f"cannot write {path}: it is no regular file; name another one.")
-    # In the same directory, because a rename is atomic within one file system only.
-    temporary = f"{target}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; check the folder.") from error
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def _percent(values) -> dict[str, float]:

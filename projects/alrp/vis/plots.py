@@ -6,7 +6,6 @@ pyplot: no display is needed and nothing has to be closed. Save with ``axes.figu
 
 from __future__ import annotations
 
-import json
 import numpy as np
 import os
 from pathlib import Path
@@ -18,6 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from ..errors import UserError
+from ..files import parse_json
 
 # Key in metrics.json -> legend and colour.
 _LOSSES = {
@@ -72,12 +72,15 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except (OSError, ValueError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"metrics: cannot read {path} ({error}); expected the metrics.json of a training run, "
-            "with a JSON object per line."
+            f"{path} cannot be read ({error}); expected the metrics.json of a training run."
         ) from error
+    return [
+        parse_json(line, f"{path}, line {i},")
+        for i, line in enumerate(lines, start=1)
+        if line.endswith("\n")
+    ]
 
 
 def plot_losses(rows: Iterable[dict], ax: Axes | None = None) -> Axes:

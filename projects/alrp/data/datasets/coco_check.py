@@ -6,13 +6,15 @@ own training file takes about as long as reading its JSON does.
 
 from __future__ import annotations
 
-import json
 import numpy as np
 import os
 from collections import Counter
 from dataclasses import dataclass
 from typing import Callable, NamedTuple, Sequence
 from PIL import Image
+
+from ...errors import UserError
+from ...files import read_json
 
 _MAX_IMAGES_OPENED = 50
 _MIN_IMAGE_SIDE = 32  # pixels; the published training set leaves smaller images out
@@ -103,23 +105,17 @@ def _examples(items: Sequence[str]) -> str:
 
 def _read_json(where: str, path: str) -> tuple[dict, list[Finding]]:
     """Content of the file, or {} and the reason why there is none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except FileNotFoundError:
+    if not os.path.exists(path):
         what = "the annotation file does not exist"
         fix = (
             "correct the path in DATASETS.COCO_FORMAT; for Detectron2's built-in datasets set the "
             "environment variable DETECTRON2_DATASETS to the folder that holds them"
         )
-    except OSError as error:
-        what, fix = f"the annotation file cannot be read ({error.strerror})", "make it readable"
-    except json.JSONDecodeError as error:
-        what = f"not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        fix = "export the file again; it may have been cut off or edited by hand"
-    except UnicodeDecodeError as error:
-        what = f"not valid JSON: {error.reason} at byte {error.start}"
-        fix = "name a JSON file in UTF-8, not an archive or an image"
+        return {}, [Finding("error", where, what, fix)]
+    try:
+        content = read_json(path)
+    except UserError as error:
+        what, fix = str(error), "mend the file, or export it again as JSON in UTF-8"
     else:
         if isinstance(content, dict):
             return content, []

@@ -22,14 +22,14 @@ import json
 import math
 import numpy as np
 import os
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from ...errors import UserError
+from ...files import read_json, replacing
 
 CLASS_NAMES = ("disc", "rectangle", "triangle")
 
@@ -156,7 +156,7 @@ def _is_complete(annotation_file: Path, image_folder: Path, recipe: dict) -> boo
     if not annotation_file.exists():
         return False
     try:
-        content = json.loads(annotation_file.read_text())
+        content = read_json(annotation_file)
         found = content["info"]["recipe"]
         names = [image["file_name"] for image in content["images"]]
     except (ValueError, KeyError, TypeError):
@@ -181,8 +181,8 @@ def _write_split(annotation_file: Path, image_folder: Path, recipe: dict) -> Non
         scene = sample_scene(np.random.default_rng([recipe["seed"], split_index, i]), size)
         pixels, boxes, areas = render(scene)
         name = f"{i:06d}.png"
-        with _replacing(image_folder / name) as temporary:
-            Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1)
+        with replacing(image_folder / name) as file:
+            Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
         images.append({"id": i, "file_name": name, "width": size, "height": size})
         for shape, box, area in zip(scene.shapes, boxes.tolist(), areas.tolist()):
             xywh = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
@@ -191,19 +191,8 @@ def _write_split(annotation_file: Path, image_folder: Path, recipe: dict) -> Non
                 | {"bbox": xywh, "area": area, "iscrowd": 0}
             )
     content = {"info": {"recipe": recipe}, "images": images, "annotations": annotations}
-    with _replacing(annotation_file) as temporary:
-        temporary.write_text(json.dumps(content | {"categories": categories}))
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary path that replaces ``path`` at the end, so that readers see whole files only."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(annotation_file) as file:
+        file.write(json.dumps(content | {"categories": categories}).encode())
 
 
 def _sample_background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:

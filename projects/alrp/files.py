@@ -1,0 +1,152 @@
+"""Files that appear whole or not at all, and JSON that is read with one clear message."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import json
+import os
+import re
+import secrets
+from contextlib import contextmanager, suppress
+from typing import Any, Iterator
+
+from .errors import UserError
+
+# Name of a file that is being written; no file of a user is called so.
+_TEMPORARY = re.compile(r"\.alrp-[0-9a-f]{16}\.tmp")
+
+_CAUSES = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your disk quota is used up"}
+_LONG_INTEGER = re.compile(r"\d{4301,}")  # more digits than Python converts
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+# Every escape of a string; the group is half of a surrogate pair without the other half.
+_ESCAPE = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[io.BufferedWriter]:
+    """A binary file to write; what was written replaces ``path`` when the block ends well.
+
+    Readers see the old file or the whole new one, also after a crash. The content goes to a
+    temporary file in the same folder, reaches the disk, and is renamed. If the block fails, the
+    temporary file is removed and ``path`` stays as it was. A killed process leaves its temporary
+    file behind; the next write to the folder removes it.
+
+    Args:
+        path: of a file, which need not exist, or of a link to one, which then stays a link.
+
+    Raises:
+        UserError: if the file cannot be written, or something else has that name.
+    """
+    target = os.path.realpath(path)
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise UserError(
+            f"{path} cannot be written: it is no plain file, but a folder, a pipe or a device; "
+            "name another file."
+        )
+    folder = os.path.dirname(target)
+    raw = None
+    try:
+        _remove_leftovers(folder)
+        raw = _TemporaryFile(os.path.join(folder, f".alrp-{secrets.token_hex(8)}.tmp"))
+        with io.BufferedWriter(raw, 2**20) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(raw.name, target)
+    except Exception as error:
+        cause = raw.error if raw is not None and raw.error else error
+        if not isinstance(cause, OSError):
+            raise
+        reason = _CAUSES.get(cause.errno, cause.strerror or str(cause))
+        raise UserError(
+            f"{path} cannot be written: {reason}; free space there or choose another folder."
+        ) from error
+    finally:
+        if raw is not None:
+            with suppress(FileNotFoundError):  # renamed
+                os.remove(raw.name)
+
+
+class _TemporaryFile(io.FileIO):
+    """A new file that is locked as long as its process lives, and remembers a failed write.
+
+    PyTorch's writer reports a failed write as "unexpected pos", without the reason.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "x")
+        self.error: OSError | None = None
+        fcntl.flock(self, fcntl.LOCK_EX)
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+
+def _remove_leftovers(folder: str) -> None:
+    """Remove the temporary files of killed processes: nobody holds a lock on them."""
+    for name in filter(_TEMPORARY.fullmatch, os.listdir(folder)):
+        path = os.path.join(folder, name)
+        with suppress(OSError), open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails if its writer lives
+            os.remove(path)
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Content of a JSON file in UTF-8.
+
+    Raises:
+        UserError: if it cannot be read; the message names the file and the place in it.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return parse_json(file.read(), path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not valid JSON, which is text in UTF-8: {error.reason} at byte "
+            f"{error.start}"
+        ) from error
+
+
+def parse_json(text: str, name: str | os.PathLike) -> Any:
+    """Content of a JSON text.
+
+    Args:
+        text: one JSON value.
+        name: what the messages call the text, usually the path of its file.
+
+    Raises:
+        UserError: if it is no JSON, nested too deeply, or holds an integer of over 4300 digits or
+            half of a surrogate pair, which no UTF-8 text can hold.
+    """
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        what = "it starts with a byte order mark" if text.startswith("\ufeff") else error.msg
+        raise UserError(f"{name} is not valid JSON: {what} at {_place(text, error.pos)}") from error
+    except RecursionError as error:
+        raise UserError(f"{name} is not usable JSON: its brackets are nested too deeply") from error
+    except ValueError as error:  # of int()
+        found = _LONG_INTEGER.search(text)
+        place = _place(text, found.start() if found else 0)
+        raise UserError(f"{name} is not usable JSON: over 4300 digits at {place}") from error
+    if _SURROGATE.search(text):
+        for escape in _ESCAPE.finditer(text):
+            if escape[1]:
+                raise UserError(
+                    f"{name} is not usable JSON: \\{escape[1]} at {_place(text, escape.start())} "
+                    "is half of a surrogate pair, which stands for no character"
+                )
+    return content
+
+
+def _place(text: str, position: int) -> str:
+    line = text.count("\n", 0, position) + 1
+    return f"line {line}, column {position - text.rfind(chr(10), 0, position)}"

@@ -1,0 +1,174 @@
+"""Files that appear whole or not at all, and what is said of JSON that cannot be read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+import subprocess
+import sys
+import pytest
+import torch
+
+from alrp.errors import UserError
+from alrp.files import parse_json, read_json, replacing
+
+
+@pytest.fixture
+def small_files():
+    """Files of this process cannot grow beyond 100 kB, as on a full disk."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, limit[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+def test_the_file_appears_when_the_block_ends(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"older")
+    with replacing(path) as file:
+        file.write(b"newer")
+        file.flush()
+        assert path.read_bytes() == b"older"
+    assert path.read_bytes() == b"newer"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_block_that_fails_leaves_the_older_file_and_no_other(tmp_path, error):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"older")
+    with pytest.raises(error):
+        with replacing(path) as file:
+            file.write(b"newer")
+            raise error("stop")
+    assert path.read_bytes() == b"older"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_the_permissions_are_those_of_any_new_file(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        with replacing(tmp_path / "a.bin") as file:
+            file.write(b"a")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.bin").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_link_stays_one(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "a.bin")
+    with replacing(tmp_path / "link") as file:
+        file.write(b"a")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "a.bin").read_bytes() == b"a"
+
+
+def test_a_folder_is_not_replaced(tmp_path):
+    with pytest.raises(UserError, match="no plain file"):
+        with replacing(tmp_path):
+            pass
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere/a.bin cannot be written: No such file"):
+        with replacing(tmp_path / "nowhere" / "a.bin"):
+            pass
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda f: f.write(bytes(10**6)), lambda f: torch.save(torch.zeros(10**6), f)],
+    ids=["bytes", "torch.save"],
+)
+def test_a_file_that_cannot_grow_is_said_to_be_so(tmp_path, small_files, write):
+    (tmp_path / "a.bin").write_bytes(b"older")
+    with pytest.raises(UserError, match="a.bin cannot be written: File too large"):
+        with replacing(tmp_path / "a.bin") as file:
+            write(file)
+    assert (tmp_path / "a.bin").read_bytes() == b"older"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_full_disk_is_called_so(tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UserError, match="a.bin cannot be written: the disk is full; free space"):
+        with replacing(tmp_path / "a.bin") as file:
+            file.write(b"a")
+    assert os.listdir(tmp_path) == []
+
+
+WRITE_FOR_EVER = """
+import sys, time
+from alrp.files import replacing
+with replacing(sys.argv[1]) as file:
+    file.write(b"half of it")
+    file.flush()
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_process_left_goes_at_the_next_write(tmp_path):
+    path = tmp_path / "a.bin"
+    command = [sys.executable, "-c", WRITE_FOR_EVER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "writing\n"
+        with replacing(tmp_path / "b.bin") as file:  # the other file is still being written
+            file.write(b"b")
+        (left,) = set(os.listdir(tmp_path)) - {"b.bin"}
+        assert left.startswith(".alrp-") and left.endswith(".tmp")
+        process.kill()
+    assert left in os.listdir(tmp_path) and not path.exists()
+    (tmp_path / ".alrp-mine.tmp").touch()  # a user's own
+    with replacing(tmp_path / "c.bin") as file:
+        file.write(b"c")
+    assert sorted(os.listdir(tmp_path)) == [".alrp-mine.tmp", "b.bin", "c.bin"]
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b'{"a": 1,\n "b": ]}', "is not valid JSON: .* at line 2, column 7"),
+        (b"", "is not valid JSON: .* at line 1, column 1"),
+        (b"\xef\xbb\xbf{}", "is not valid JSON: it starts with a byte order mark"),
+        (b'"\xff"', "is not valid JSON, which is text in UTF-8: .* at byte 1"),
+        (b"[" * 10**6, "is not usable JSON: its brackets are nested too deeply"),
+        (b'{"a":' * 10**6, "is not usable JSON: its brackets are nested too deeply"),
+        (b"[1,\n " + b"7" * 5000 + b"]", "over 4300 digits at line 2, column 2"),
+        (b'["a",\n "\\ud83d"]', r"\\ud83d at line 2, column 3 is half of a surrogate pair"),
+        (b'["\\uDE00\\ud83d"]', r"\\uDE00 at line 1, column 3 is half"),
+    ],
+    ids=range(9),
+)
+def test_json_that_cannot_be_used_is_explained(tmp_path, content, said):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{re.escape(str(path))} .*{said}"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("path", ["nowhere.json", "."])
+def test_a_file_that_cannot_be_read_is_named(path):
+    with pytest.raises(UserError, match=f"{path} cannot be read: "):
+        read_json(path)
+
+
+@pytest.mark.parametrize(
+    "text, content",
+    [
+        ('{"a": [1, NaN, null]}', None),
+        (r'"\ud83d\ude00"', "\U0001f600"),
+        (r'"\\ud83d"', r"\ud83d"),
+        ("1" * 4300, int("1" * 4300)),
+    ],
+)
+def test_json_that_can_be_used_is(text, content):
+    if content is None:
+        assert str(parse_json(text, "text")) == "{'a': [1, nan, None]}"
+    else:
+        assert parse_json(text, "text") == content
