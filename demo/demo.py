@@ -2,9 +2,11 @@
 """Detect objects in image files and write copies with the detections drawn in.
 
     python demo/demo.py --config-file FILE --input a.jpg b.jpg --output FOLDER \
-        --thresholds output/demo/inference/lrp_results.json --opts MODEL.WEIGHTS model_final.pth
+        --opts MODEL.WEIGHTS output/model_final.pth
 
-``a.jpg`` becomes ``FOLDER/a.png``. Works without a GPU.
+``a.jpg`` becomes ``FOLDER/a.png``. Drawn are detections from a least score on: --confidence, or
+the LRP-optimal score of each class, of --thresholds or of the evaluation that lies beside the
+weights (``output/inference/lrp_results.json`` above). Works without a GPU.
 """
 
 import argparse
@@ -28,24 +30,30 @@ from alrp.engine import CheckedCheckpointer, setup_config
 from alrp.errors import UserError
 from alrp.files import read_json
 
+RESULTS = Path("inference", "lrp_results.json")  # what an evaluation leaves beside the weights
+CONFIDENCE = 0.5  # least score drawn if nothing better is known
 MIN_SIDE = 600  # pixels of the longer side; smaller pictures are enlarged to keep text readable
 
 
 def parse_args(argv=None):
     """Parsed command line."""
     parser = argparse.ArgumentParser(
-        description="Draw the detections of a trained model into copies of images.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Draw the detections of a trained model into copies of images."
     )
     parser.add_argument("--config-file", required=True, help="config the model was trained with")
     parser.add_argument("--input", nargs="+", required=True, metavar="IMAGE", help="image files")
     parser.add_argument("--output", required=True, help="folder of the pictures, made if absent")
     least = parser.add_mutually_exclusive_group()
-    least.add_argument("--confidence", type=float, default=0.5, help="least score drawn")
+    least.add_argument(
+        "--confidence",
+        type=float,
+        help=f"least score drawn; default: that of each class in {RESULTS} beside the weights, or "
+        f"{CONFIDENCE} if there is none",
+    )
     least.add_argument(
         "--thresholds",
         metavar="lrp_results.json",
-        help="of an evaluation: draw each class from its LRP-optimal score instead",
+        help="of another evaluation: draw each class from its LRP-optimal score",
     )
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config"
@@ -104,6 +112,35 @@ def read_thresholds(path: str, names: list) -> torch.Tensor:
     return torch.tensor(least, dtype=torch.float64)
 
 
+def least_scores(args, weights: str, names: list) -> torch.Tensor:
+    """(K,) float64 least score drawn by class index, or a scalar for all; says where it is from."""
+    if args.confidence is not None:
+        return torch.tensor(args.confidence, dtype=torch.float64)
+    if args.thresholds:
+        return read_thresholds(args.thresholds, names)
+    found = Path(weights).parent / RESULTS
+    if found.is_file():
+        try:
+            thresholds = read_thresholds(str(found), names)
+            print(f"Each class is drawn from its LRP-optimal score in {found}")
+            return thresholds
+        except UserError as error:  # of another model: nobody asked for this file
+            print(f"Not used: {error}")
+    print(f"Drawn from score {CONFIDENCE}; choose another with --confidence or --thresholds")
+    return torch.tensor(CONFIDENCE, dtype=torch.float64)
+
+
+def why_nothing(instances, least: torch.Tensor) -> str:
+    """Why no detection of an image is drawn."""
+    if not len(instances):
+        return "the model detects nothing here above SCORE_THRESH_TEST of its config"
+    best = int(instances.scores.argmax())
+    return (
+        f"its best detection scores {float(instances.scores[best]):.2f}, below "
+        f"{float(least[best]):.2f}; scores of ranking losses are low: try a lower --confidence"
+    )
+
+
 def build_trained_model(cfg) -> torch.nn.Module:
     """The model in eval mode, with a checkpoint that must fit it."""
     weights = cfg.MODEL.WEIGHTS
@@ -147,17 +184,19 @@ def run(args) -> None:
     paths = output_paths(args.input, args.output)
     cfg = setup_config(args)
     names = class_names(cfg)
-    thresholds = read_thresholds(args.thresholds, names) if args.thresholds else None
+    scores = least_scores(args, cfg.MODEL.WEIGHTS, names)
     model, mapper = build_trained_model(cfg), build_mapper(cfg, is_train=False)
     os.makedirs(args.output, exist_ok=True)
     for name, path in paths.items():
         picture = read_picture(name)
         with torch.no_grad():  # resized as in an evaluation
             instances = model([mapper({"file_name": name})])[0]["instances"].to("cpu")
-        least = args.confidence if thresholds is None else thresholds[instances.pred_classes]
-        instances = instances[instances.scores.double() >= least]
-        Image.fromarray(draw(picture, instances, names)).save(path)
-        print(f"{name}: {len(instances)} objects, see {path}")
+        least = scores[instances.pred_classes] if scores.ndim else scores.expand(len(instances))
+        drawn = instances[instances.scores.double() >= least]
+        Image.fromarray(draw(picture, drawn, names)).save(path)
+        print(f"{name}: {len(drawn)} objects, see {path}")
+        if not len(drawn):
+            print(f"  {why_nothing(instances, least)}")
 
 
 def main(argv=None) -> int:

@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 import pytest
+import torch
 from PIL import Image
+
+from detectron2.structures import Instances
 
 import alrp
 from alrp.errors import UserError
@@ -149,10 +152,10 @@ def test_trained_model_draws_into_images(finished, tmp_path):
     inputs = [folder / "data" / "val" / f"{i:06d}.png" for i in (1, 2)]
     weights = ["--opts", *overrides(folder / "data"), "MODEL.WEIGHTS", "out/model_final.pth"]
     options = ["--input", *inputs, "--output", tmp_path / "drawn"]
-    thresholds = folder / "out" / "inference" / "lrp_results.json"
-    done = run("demo/demo.py", [*options, "--thresholds", thresholds, *weights], folder)
+    done = run("demo/demo.py", [*options, *weights], folder)
     assert done.returncode == 0, done.stderr
 
+    thresholds = folder / "out" / "inference" / "lrp_results.json"
     lrp = json.loads(thresholds.read_text())["per_class"]
     least = [lrp[name]["threshold"] for name in NAMES]
     results = json.loads((thresholds.parent / "coco_instances_results.json").read_text())
@@ -291,6 +294,44 @@ def test_file_that_is_no_image_is_named(demo, tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"a\.png cannot be read as an image"):
         demo.read_picture(str(path))
+
+
+def write_thresholds(path, **scores):
+    path.parent.mkdir(exist_ok=True)
+    per_class = {name: {"threshold": score} for name, score in scores.items()}
+    path.write_text(json.dumps({"per_class": per_class}))
+    return str(path)
+
+
+def chosen_scores(demo, weights, *options):
+    args = demo.parse_args(["--config-file", "c", "--input", "i", "--output", "o", *options])
+    return demo.least_scores(args, str(weights), ["a", "b"]).tolist()
+
+
+def test_scores_come_from_the_evaluation_beside_the_weights_unless_told(demo, tmp_path, capsys):
+    weights = tmp_path / "model_final.pth"
+    assert chosen_scores(demo, weights) == 0.5
+    assert "choose another with --confidence or --thresholds" in capsys.readouterr().out
+    beside = write_thresholds(tmp_path / "inference" / "lrp_results.json", a=0.25, b=0.125)
+    assert chosen_scores(demo, weights) == [0.25, 0.125]
+    assert beside in capsys.readouterr().out
+    assert chosen_scores(demo, weights, "--confidence", "0.75") == 0.75
+    other = write_thresholds(tmp_path / "other.json", a=0.5, b=None)
+    assert chosen_scores(demo, weights, "--thresholds", other) == [0.5, math.inf]
+
+
+def test_an_evaluation_of_other_classes_beside_the_weights_is_not_used(demo, tmp_path, capsys):
+    beside = write_thresholds(tmp_path / "inference" / "lrp_results.json", cat=0.25)
+    assert chosen_scores(demo, tmp_path / "model_final.pth") == 0.5
+    output = capsys.readouterr().out
+    assert f"Not used: --thresholds: {beside} has the classes ['cat']" in output
+
+
+def test_a_picture_without_objects_says_why(demo):
+    instances = Instances((8, 8), scores=torch.tensor([0.125, 0.25]))
+    why = demo.why_nothing(instances, torch.tensor([0.5, 0.75], dtype=torch.float64))
+    assert "its best detection scores 0.25, below 0.75" in why
+    assert "SCORE_THRESH_TEST" in demo.why_nothing(instances[:0], torch.zeros(0))
 
 
 def test_thresholds_follow_the_class_names(demo, tmp_path):
