@@ -39,7 +39,11 @@ def test_published_numbers(name, row):
     assert model.PIXEL_STD == [58.395, 57.12, 57.375]
     depth = 50 if row.backbone == "resnet50" else 101
     assert (model.RESNETS.DEPTH, model.RESNETS.STRIDE_IN_1X1) == (depth, False)
-    assert (model.BACKBONE.FREEZE_AT, model.RESNETS.NORM, model.ALRP.NORM_EVAL) == (2, "BN", True)
+    assert (model.BACKBONE.FREEZE_AT, model.RESNETS.NORM, model.BACKBONE.NORM_EVAL) == (
+        2,
+        "BN",
+        True,
+    )
     assert model.FPN.OUT_CHANNELS == 256
     assert (model.ALRP.DELTA, model.ALRP.TAU) == (1.0, 0.5)
     balance = model.ALRP.SELF_BALANCE

@@ -27,8 +27,9 @@ def add_alrp_config(cfg: CN) -> None:
     # Rank the mini-batches of all processes as one, as if one process held the whole batch; as
     # published, each process ranks its own.
     cfg.MODEL.ALRP.GLOBAL_RANKING = False
-    # Keep batch norm of the backbone in eval mode while its scale and shift are trained.
-    cfg.MODEL.ALRP.NORM_EVAL = False
+    # Node of MODEL with the NUM_CLASSES and IN_FEATURES of the head, such as "RETINANET". Only a
+    # meta-architecture of one's own needs it that descends from none of Detectron2 or this project.
+    cfg.MODEL.ALRP.HEAD_NODE = ""
 
     # Weight of the localisation loss (paper: Sec. 5, self-balancing).
     cfg.MODEL.ALRP.SELF_BALANCE = CN()
@@ -37,6 +38,11 @@ def add_alrp_config(cfg: CN) -> None:
     cfg.MODEL.ALRP.SELF_BALANCE.INIT_WEIGHT = 50.0
     # Iterations between updates; 0: one epoch of DATASETS.TRAIN.
     cfg.MODEL.ALRP.SELF_BALANCE.PERIOD = 0
+
+    # Keep batch norm of the backbone in eval mode while its scale and shift are trained; read by
+    # the backbones of this project.
+    cfg.MODEL.BACKBONE.NORM_EVAL = False
+    cfg.register_renamed_key("MODEL.ALRP.NORM_EVAL", "MODEL.BACKBONE.NORM_EVAL")
 
     cfg.MODEL.ATSS = CN()
     # Candidate anchors per level and ground truth.

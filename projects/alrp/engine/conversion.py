@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detectron2.modeling import build_model
 
+from ..architectures import head_node
 from ..checkpoint import (
     BACKBONE_PREFIX,
     CLASS_COUNT_KEYS,
@@ -34,8 +35,8 @@ from ..checkpoint import (
 from ..errors import UserError
 from .command import setup_config
 
-# What has the same names here, by MODEL.META_ARCHITECTURE.
-_DENSE_DETECTORS = {"ALRPRetinaNet": RETINANET, "RetinaNet": RETINANET, "FoveaBox": FOVEABOX}
+# Detectors whose tensors have the same names, by the node of MODEL that their head reads.
+_DENSE_DETECTORS = {"RETINANET": RETINANET, "FOVEABOX": FOVEABOX}
 
 
 def convert_file(
@@ -104,7 +105,7 @@ def _convert(
     """The conversion for what the names say that a state dict is."""
     if reverse:
         cfg = _load(config_file, []) if config_file else None
-        detector = _DENSE_DETECTORS.get(cfg.MODEL.META_ARCHITECTURE) if cfg else None
+        detector = _DENSE_DETECTORS.get(head_node(cfg)) if cfg else None
         return detectron2_to_published(state, detector)
     backbone = without_prefix(state, "backbone.")
     if is_torchvision_resnet(backbone):

@@ -23,6 +23,7 @@ from detectron2.modeling import (
 from detectron2.utils import comm
 from detectron2.utils.registry import locate
 
+from ..architectures import HEAD_NODES
 from ..config import add_alrp_config
 from ..data.datasets.coco_format import register_coco_format
 from ..errors import UserError
@@ -102,7 +103,7 @@ def _set_class_count(node: CfgNode, model: DictConfig) -> None:
     """Written to every node: which one counts is known for registered architectures only."""
     parts = [model.get("roi_heads"), model]
     counts = [part.num_classes for part in parts if part is not None and "num_classes" in part]
-    for name in ("RETINANET", "FOVEABOX", "ROI_HEADS"):
+    for name in HEAD_NODES.values():
         node.MODEL[name].NUM_CLASSES = counts[0] if counts else 80
 
 

@@ -23,15 +23,13 @@ from detectron2.modeling import (
     RPN_HEAD_REGISTRY,
 )
 
+from ..architectures import head_node, lineage
 from ..data.datasets.coco_check import CocoSummary, Finding, check_coco_dataset
 from ..data.datasets.coco_format import coco_format_names
 from ..errors import UserError
 from ..losses.inputs import DELTA_RANGE
 
 _LOGGER = logging.getLogger(__name__)
-
-# Part of MODEL.META_ARCHITECTURE -> node of MODEL whose NUM_CLASSES it reads.
-_CLASS_COUNT_NODES = {"Retina": "RETINANET", "Fovea": "FOVEABOX", "RCNN": "ROI_HEADS"}
 
 # Published learning rates at a total batch of 32 images: by architecture, for a GeneralizedRCNN by
 # MODEL.ROI_HEADS.NAME; and by MODEL.ALRP.LOSS_TYPE, or "ce" for cross entropy.
@@ -152,10 +150,10 @@ def _summary(name: str, cfg: CfgNode, for_training: bool) -> CocoSummary:
 
 def _class_count(cfg: CfgNode) -> tuple[str, int] | None:
     """Config key of the number of classes and its value; None for an unknown architecture."""
-    for part, node in _CLASS_COUNT_NODES.items():
-        if part in cfg.MODEL.META_ARCHITECTURE and node in cfg.MODEL:
-            return f"MODEL.{node}.NUM_CLASSES", cfg.MODEL[node].NUM_CLASSES
-    return None
+    node = head_node(cfg)
+    if node is None or "NUM_CLASSES" not in cfg.MODEL[node]:
+        return None
+    return f"MODEL.{node}.NUM_CLASSES", cfg.MODEL[node].NUM_CLASSES
 
 
 def _check_classes(cfg: CfgNode, class_names: dict) -> list[Finding]:
@@ -277,13 +275,13 @@ def _check_components(cfg: CfgNode) -> list[Finding]:
 def _check_ranges(cfg: CfgNode) -> list[Finding]:
     """Numbers of models with ranking losses lie where they have a meaning."""
     rules = []
-    architecture, channels = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.FPN.OUT_CHANNELS
-    is_rcnn = architecture == "GeneralizedRCNN"
+    kinds, channels = lineage(cfg.MODEL.META_ARCHITECTURE), cfg.MODEL.FPN.OUT_CHANNELS
+    is_rcnn = "GeneralizedRCNN" in kinds
     has_rpn = is_rcnn and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "ALRPRPN"
     has_heads = is_rcnn and cfg.MODEL.ROI_HEADS.NAME == "ALRPROIHeads"
-    if architecture in ("ALRPRetinaNet", "FoveaBox") or has_rpn or has_heads:
+    if {"ALRPRetinaNet", "FoveaBox"} & set(kinds) or has_rpn or has_heads:
         rules += _ranges_of_losses(cfg)
-    if architecture == "ALRPRetinaNet":
+    if "ALRPRetinaNet" in kinds:
         rules += _range_of_thresholds("MODEL.RETINANET", cfg.MODEL.RETINANET, "[0.4, 0.5]")
         topk = cfg.MODEL.ATSS.TOPK
         rules.append(("MODEL.ATSS.TOPK", topk, topk >= 1, "1 or more", 9))
@@ -291,8 +289,8 @@ def _check_ranges(cfg: CfgNode) -> list[Finding]:
         rules += _range_of_thresholds("MODEL.RPN", cfg.MODEL.RPN, "[0.3, 0.7]")
         weight = cfg.MODEL.RPN.LOSS_WEIGHT
         rules.append(("MODEL.RPN.LOSS_WEIGHT", weight, weight > 0, "a number > 0", 0.2))
-    heads = {"ALRPRetinaNet": "RETINANET", "FoveaBox": "FOVEABOX"}
-    if architecture in heads and cfg.MODEL[heads[architecture]].NORM == "GN":
+    node = head_node(cfg)
+    if node and cfg.MODEL[node].get("NORM") == "GN":
         fits, groups = channels % _GN_GROUPS == 0, f"a multiple of {_GN_GROUPS} with group norm"
         rules.append(("MODEL.FPN.OUT_CHANNELS", channels, fits, groups, 256))
     return [

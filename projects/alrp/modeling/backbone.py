@@ -10,6 +10,8 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 
+from ..architectures import head_node
+from ..errors import UserError
 from .deform_conv import make_deformable
 
 
@@ -52,13 +54,16 @@ class PublishedFPN(FPN):
 def build_alrp_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> PublishedFPN:
     """ResNet with an FPN on ``MODEL.FPN.IN_FEATURES``, and P6 and P7 if the head reads them.
 
-    ``MODEL.RESNETS.NORM`` "BN" with ``MODEL.ALRP.NORM_EVAL`` reproduces the published recipe.
+    ``MODEL.RESNETS.NORM`` "BN" with ``MODEL.BACKBONE.NORM_EVAL`` reproduces the published recipe.
     Deformable stages (``MODEL.RESNETS.DEFORM_*``) need no compiled operators.
+
+    Raises:
+        UserError: for a meta-architecture whose head is not known, see
+            :func:`alrp.architectures.head_node`.
     """
     bottom_up = _build_bottom_up(cfg, input_shape)
     top_block = None
-    head = cfg.MODEL.FOVEABOX if "Fovea" in cfg.MODEL.META_ARCHITECTURE else cfg.MODEL.RETINANET
-    if {"p6", "p7"} & set(head.IN_FEATURES):
+    if {"p6", "p7"} & set(_features_of_head(cfg)):
         # Unread, it would be a parameter without gradient, which DistributedDataParallel refuses.
         c5_channels = bottom_up.output_shape()["res5"].channels
         top_block = LastLevelP6P7NoReLU(c5_channels, cfg.MODEL.FPN.OUT_CHANNELS)
@@ -71,6 +76,18 @@ def build_alrp_rcnn_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Publishe
     top_block = LastLevelMaxPool()
     top_block.in_feature = cfg.MODEL.FPN.IN_FEATURES[-1].replace("res", "p")
     return _build_fpn(cfg, _build_bottom_up(cfg, input_shape), top_block)
+
+
+def _features_of_head(cfg) -> list[str]:
+    """The levels that the head reads, by the config."""
+    node = head_node(cfg)
+    if node is None or "IN_FEATURES" not in cfg.MODEL[node]:
+        raise UserError(
+            "build_alrp_resnet_fpn_backbone must know which levels the head reads, but nothing is "
+            f'known of MODEL.META_ARCHITECTURE "{cfg.MODEL.META_ARCHITECTURE}"; set '
+            "MODEL.ALRP.HEAD_NODE to the node of MODEL that holds its IN_FEATURES."
+        )
+    return cfg.MODEL[node].IN_FEATURES
 
 
 def _build_bottom_up(cfg, input_shape: ShapeSpec):
@@ -88,7 +105,7 @@ def _build_bottom_up(cfg, input_shape: ShapeSpec):
 
 def _build_fpn(cfg, bottom_up, top_block) -> PublishedFPN:
     return PublishedFPN(
-        norm_eval=cfg.MODEL.ALRP.NORM_EVAL,
+        norm_eval=cfg.MODEL.BACKBONE.NORM_EVAL,
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
