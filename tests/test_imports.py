@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from importlib.util import resolve_name
@@ -119,6 +120,44 @@ def unwelcome_calls(source: str) -> list[str]:
     return found
 
 
+def module_name(path: Path) -> str:
+    """Dotted name of the module a file holds."""
+    return package_of(path) + ("" if path.stem == "__init__" else f".{path.stem}")
+
+
+def import_graph(sources: dict[str, str], packages: set[str]) -> dict[str, set[str]]:
+    """Module -> the modules among ``sources`` that it imports, at any time.
+
+    What a package loads on demand counts too: where a file defines ``__getattr__`` (PEP 562), each
+    of its texts that names a module beside it.
+
+    Args:
+        sources: module name -> text of its file.
+        packages: those of the modules that are an ``__init__.py``.
+    """
+    graph = {}
+    for module, source in sources.items():
+        tree = ast.parse(source)
+        package = module if module in packages else module.rpartition(".")[0]
+        names = set(imported_names(tree, package))
+        if any(getattr(node, "name", "") == "__getattr__" for node in tree.body):
+            constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+            names |= {f"{package}.{text.lstrip('.')}" for text in constants if str(text) == text}
+        # "from .module import name" is an import of the module.
+        targets = {n if n in sources else n.rpartition(".")[0] for n in names}
+        graph[module] = targets & set(sources) - {module}
+    return graph
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that each import the next one, the first again at the end; [] without a circle."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
 ROOMS = {own_room(path) for path in FILES} - {""}
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 
@@ -137,6 +176,40 @@ def test_imports_within_the_package_are_relative(path):
 @each_file
 def test_file_has_no_print_debugger_or_cuda_call(path):
     assert unwelcome_calls(path.read_text()) == []
+
+
+def test_there_is_no_circle_of_imports():
+    sources = {module_name(path): path.read_text() for path in FILES}
+    packages = {package_of(path) for path in FILES if path.stem == "__init__"}
+    graph = import_graph(sources, packages)
+    assert circle(graph) == []
+    # The graph is not empty for a reason that hides circles.
+    assert "alrp.config" in graph["alrp"]
+    assert "alrp.losses.backends.kernels" in graph["alrp.losses.backends.compiled"]
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        "from . import first",
+        "from .first import name",
+        "import alrp.first",
+        "def late():\n    from .first import name",
+        "importlib.import_module('.first', __package__)",
+        "from . import lazy",
+    ],
+)
+def test_a_circle_of_imports_is_found(last):
+    sources = {
+        "alrp": "",
+        "alrp.first": "from .second import name",
+        "alrp.second": "def late():\n    from . import third",
+        "alrp.third": last,
+        "alrp.lazy": "_MODULE_OF = {'name': 'first'}\ndef __getattr__(name): ...",
+    }
+    graph = import_graph(sources, {"alrp"})
+    assert {"alrp.first", "alrp.second", "alrp.third"} <= set(circle(graph))
+    assert circle({**graph, "alrp.third": set()}) == []
 
 
 @pytest.mark.parametrize(
@@ -230,7 +303,22 @@ def test_losses_work_without_numba_and_say_what_it_costs():
     done = run_without({"numba", "torchvision"}, code)
     assert done.returncode == 0, done.stderr
     assert [float(x) for x in done.stdout.split()] == pytest.approx([-0.7 / 1.35, 0.7 / 1.35])
-    assert done.stderr.count("pip install numba") == 1
+    assert done.stderr.count("pip install -U numba") == 1
+
+
+@pytest.mark.parametrize("error", ["AttributeError('types')", "OSError()", "SystemError('abi')"])
+def test_a_numba_that_fails_in_any_way_costs_time_only(tmp_path, error):
+    (tmp_path / "numba.py").write_text(f"raise {error}")
+    code = (
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import torch\n"
+        "from alrp.losses import ap_loss\n"
+        "print(ap_loss(torch.tensor([0.3, 0.0]), torch.tensor([1, 0])).item())\n"
+    )
+    done = run_without(set(), code)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(0.35 / 1.35)
+    assert error.split("(")[0] in done.stderr and "pip install" in done.stderr
 
 
 def test_missing_detectron2_is_explained_where_it_is_first_needed():

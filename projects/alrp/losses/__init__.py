@@ -1,4 +1,8 @@
-"""Ranking losses for object detection; nothing here needs Detectron2."""
+"""Ranking losses for object detection, for any PyTorch project: Detectron2 is not needed.
+
+The package imports PyTorch only. On the CPU it also uses numba (and NumPy, which numba needs) if it
+is installed, and is several times as fast with it.
+"""
 
 from .alrp_loss import ALRPLoss, ALRPLossOutput, alrp_loss
 from .ap_loss import APLoss, ap_loss

@@ -46,10 +46,10 @@ def alrp_loss(
     loss. As published, the sums of ``loc`` run over the hard order of the positives (equal logits:
     lowest index first) while ``rank`` is smoothed.
 
-    Time is O(S log P); sums are in float64 (float32 on MPS, which has no float64). Memory is
-    O(S + P): from forward to backward 2 bytes an entry (4 from 16,384 positives on), and the
-    float32 copy of half precision logits. Without the compiled loops forward takes some 10 bytes an
-    entry more, 50 for each of at most 2^22 entries at a time, and on a GPU 4 KB a positive.
+    Time is O(S log P), memory O(S + P); sums are in float64 (float32 on MPS, which lacks it). Kept
+    from forward to backward: 2 bytes per entry (4 from 16,384 positives on), and for half precision
+    logits their float32 copy. Used during forward, where the compiled loops do not run: about 10
+    bytes per entry, 50 for each of up to 2^22 entries, and on a GPU 4 KB per positive.
 
     Args:
         logits: (S,) raw scores, float16, bfloat16, float32 or float64.
@@ -61,11 +61,12 @@ def alrp_loss(
             errors grow like ``1e-16 * max(abs(logits)) / delta``.
         eps: a positive with no more than ``eps`` false positives above it sends no gradient to the
             logits: there is nothing to swap it with.
-        group: rank the batches of all processes of this group as one; they must all call, with or
-            without positives. Only O(P) numbers are exchanged. Every process gets the value of the
-            whole batch, and gradients that ``DistributedDataParallel`` averages to those of the
-            whole batch in one process. A wrong shape, dtype or ``delta`` is refused before they
-            talk, so it must be wrong on all of them. None: this process alone, as published.
+        group: rank the batches of all processes of this group as one. All of them must call the
+            loss, also those without positives; O(P) numbers are exchanged. Every process gets the
+            value of the whole batch. ``DistributedDataParallel`` averages their gradients to those
+            of the whole batch in one process. A wrong shape, dtype or option is refused before any
+            exchange: if only one process has it, the others wait in vain. None: this process alone,
+            as published.
 
     Returns:
         ALRPLossOutput: ``cls`` and ``rank`` in the dtype of the logits, ``loc`` in that of the
@@ -90,7 +91,7 @@ def alrp_loss(
     logits = checked_logits(logits, targets, delta)
     ranked = rank_positives(logits, targets, delta, loc_errors, group)
     if ranked is None:
-        # Empty sums are exactly 0 even beside an ignored Inf, and keep both inputs in the graph.
+        # An empty sum is 0 even if an ignored logit is Inf, and keeps the inputs in the graph.
         cls = logits[:0].sum()
         loc = loc_errors.sum().to(result_dtype(loc_errors))
         return ALRPLossOutput(cls, loc, loc_errors.detach().to(cls.dtype))
@@ -112,14 +113,14 @@ def _ranking_errors(ranking: Ranking, all_errors: Tensor, eps: float) -> Tensor:
 
 
 def _loc_part(ranking: Ranking, own_errors: Tensor, all_errors: Tensor) -> Tensor:
-    """The localisation part, in the graph of this process's localisation errors.
+    """The localisation part, connected to the graph of this process's localisation errors.
 
-    With the positives in descending order, ``loc = mean_m (sum_{n <= m} E_n) / rank_m``: E_n counts
-    in every term at or below its own place.
+    With the positives in descending order, ``loc = mean_m (sum_{n <= m} E_n) / rank_m``. So E_n has
+    the weight ``sum_{m >= n} 1 / (P rank_m)``: in ascending order a prefix sum.
     """
     weights = prefix_sum(1.0 / ranking.rank) / ranking.rank.numel()
     own = (ranking.own(weights) * own_errors).sum() * ranking.shared.num_processes
-    # The value of all processes; the difference is 0 if there is but one.
+    # Plus the other processes' part, which has no gradient here.
     return own + ((weights * all_errors).sum() - own.detach())
 
 

@@ -47,7 +47,7 @@ def ap_loss(
 
     ranking, cells = ranked
     interpolated = (1.0 - ranking.false_positives / ranking.rank).cummax(0).values
-    # Where no negative is above, the precision is 1 up to the rounding of its own sums.
+    # Without a negative above, the precision is 1 and the error 0, but for rounding.
     errors = torch.where(ranking.false_positives > 0, (1.0 - interpolated).clamp(min=0.0), 0.0)
     value = (1.0 - interpolated).mean().to(logits.dtype)
     return ErrorDriven.apply(logits, value, ranking, errors, cells)

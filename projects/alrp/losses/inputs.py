@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Together with the least resolution of a ranking, these bounds keep all sums far from overflow.
+# With these bounds, and those that ranking.py sets on the logits of positives, no sum overflows.
 DELTA_RANGE = (1e-30, 1e30)
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def checked_logits(logits: Tensor, targets: Tensor, delta: float) -> Tensor:
-    """The logits in at least float32, once shapes, dtypes and delta are known to be right.
+    """Check shapes, dtypes and delta; return the logits in at least float32.
 
-    Autograd differentiates the cast. So half precision logits get their gradient rounded only once,
-    after mixed precision has scaled it into the range of their dtype.
+    The cast is part of autograd's graph: gradients of half precision logits are formed in float32,
+    and rounded only after the scale of mixed precision has been applied.
 
     Raises:
         ValueError: on a wrong shape, dtype or delta.

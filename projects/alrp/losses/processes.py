@@ -1,7 +1,7 @@
-"""What processes tell each other to rank their batches together.
+"""Communication between processes that rank their batches as one.
 
-Only numbers of the positives are exchanged: their logits, their localisation errors, and the sums
-over each process's negatives. The negatives stay where they are.
+Only O(P) numbers are exchanged: the logits of the positives, one value for each (a localisation
+error, an IoU), and sums over each process's negatives. The negatives stay where they are.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ _STOPPED = -1
 
 
 class SharedPositives:
-    """The positives of all processes that are ranked together, in the order of their ranks.
+    """The positives of all processes of a group, process by process.
+
+    Creating it and all methods but ``len`` are collective calls: every process must make them.
 
     Args:
         num_own: number of positives of this process.
-        device: that the processes talk from.
-        group: the processes, which all do the same; None for this one alone.
+        device: of the tensors that are exchanged.
+        group: the processes; None for this one alone, without communication.
 
     Attributes:
-        own: where the positives of this process stand among them.
-        num_processes: that gradients are multiplied by, because ``DistributedDataParallel``
-            averages them, while here the contributions of the processes add up.
+        own: slice of this process's positives among all.
+        num_processes: size of the group. Gradients are multiplied by it, because
+            ``DistributedDataParallel`` averages them where they should be added up.
 
     Raises:
         FloatingPointError: if another process called :meth:`stop` instead.
@@ -45,7 +47,7 @@ class SharedPositives:
 
     @staticmethod
     def stop(device: torch.device, group: dist.ProcessGroup | None) -> None:
-        """Let the other processes raise as well, which would wait for this one for ever."""
+        """Make the other processes raise too, instead of waiting for this one for ever."""
         if group is not None:
             _exchange(_STOPPED, device, group)
 
@@ -53,11 +55,11 @@ class SharedPositives:
         return sum(self._sizes)
 
     def gather(self, own_values: Tensor) -> Tensor:
-        """Values of all positives, from those of this process's; without gradient."""
+        """(P,) values of all positives, from this process's (P_own,); without gradient."""
         own_values = own_values.detach()
         if self._group is None:
             return own_values
-        # All send equally much, as every backend can.
+        # Padded to one length: not every backend can gather tensors of different sizes.
         padded = own_values.new_zeros(max(self._sizes))
         padded[: len(own_values)] = own_values
         gathered = [torch.empty_like(padded) for _ in self._sizes]
@@ -65,7 +67,7 @@ class SharedPositives:
         return torch.cat([values[:size] for values, size in zip(gathered, self._sizes)])
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over the processes of what each of them found for all positives."""
+        """(P,) sum over the processes, of (P,) that each found among its own negatives."""
         if self._group is not None:
             values = values.clone()
             dist.all_reduce(values, group=self._group)
@@ -73,7 +75,7 @@ class SharedPositives:
 
 
 def _exchange(number: int, device: torch.device, group: dist.ProcessGroup) -> list[int]:
-    """A number of every process, by rank; read from the device at once."""
+    """One number from every process, in the order of their ranks."""
     own = torch.tensor([number], device=device)
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(gathered, own, group=group)

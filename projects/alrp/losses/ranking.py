@@ -1,9 +1,8 @@
-"""The smoothed ranking shared by all ranking losses: exact sums over pairs without forming pairs.
+"""The smoothed ranking of positives and negatives, shared by all ranking losses.
 
-Shape shorthand: S entries of this process, P positives, of all processes that are ranked together;
-P_own of them are among the S. Whatever is said of all P stands in the ascending order of their
-logits; of equal ones the later stands before the earlier. float64 is float32 on MPS, which has no
-float64.
+Shape shorthand: S entries of this process; P positives of all processes that are ranked together,
+P_own of them this process's. All (P,) tensors are in ascending order of the positives' logits;
+among equal logits, the later entry comes first. "float64" means float32 on MPS, which lacks it.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from .backends.interface import StepMatrix
 from .processes import SharedPositives
 from .reductions import accumulation_dtype
 
-# Least number of float steps in half the width of the smoothed step.
+# delta must be at least so many float steps at the largest logit of a positive.
 _RESOLUTION = 2.0**12
 
 
@@ -27,12 +26,12 @@ _RESOLUTION = 2.0**12
 class Ranking:
     """The positives of a mini-batch ranked among its positives and negatives.
 
-    It does not hold the logits. Autograd keeps them, for as long as it needs them.
+    The logits are not stored here: autograd keeps them until backward.
 
     Attributes:
-        positives: (P_own,) int64, indices of the positives among the S, ascending.
-        shared: the positives of all processes, in the order of their ranks.
-        order: (P,) int64, index of each in ``shared``.
+        positives: (P_own,) int64, ascending indices of this process's positives among the S.
+        shared: the positives of all processes, process by process.
+        order: (P,) int64; ``order[i]`` is the index in ``shared`` of the i-th positive.
         false_positives: (P,) float64, smoothed number of negatives ranked above each positive.
         rank: (P,) float64, smoothed rank of each positive, >= 1.
         matrix: the smoothed step with the positives as queries.
@@ -46,15 +45,15 @@ class Ranking:
     matrix: StepMatrix
 
     def gather_sorted(self, own_values: Tensor) -> Tensor:
-        """(P,) float64 values of all positives, from (P_own,) of this process in targets order.
+        """(P,) float64 values of all positives, from this process's (P_own,) in targets order.
 
-        All processes that are ranked together must call it.
+        A collective call: all processes that are ranked together must make it.
         """
         values = self.shared.gather(own_values).index_select(0, self.order)
         return values.to(self.rank.dtype)
 
     def own(self, values: Tensor) -> Tensor:
-        """(P_own,) values of this process's positives in targets order, of (P,) for all."""
+        """(P_own,) values of this process's positives in targets order, from (P,) of all."""
         return torch.empty_like(values).index_copy_(0, self.order, values)[self.shared.own]
 
     def sum_above(self, values: Tensor) -> Tensor:
@@ -69,9 +68,9 @@ class Ranking:
 
         Args:
             errors: (P,) float64 >= 0; 0 wherever ``false_positives`` is 0.
-            cells: (S,) where the negatives lie in the matrix.
+            cells: (S,) the negatives' cells in ``matrix``, from :func:`rank_positives`.
             logits: (S,) those that were ranked.
-            scale: scalar, the gradient of what is differentiated with respect to the loss.
+            scale: scalar, the gradient that autograd passes down to the loss.
 
         Returns:
             Tensor: (S,) in the dtype of ``logits``; sums to zero over all processes.
@@ -92,10 +91,10 @@ def rank_positives(
     loc_errors: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Ranking, Tensor] | None:
-    """Rank the positives of a mini-batch, and check the values of its inputs on the way.
+    """Rank the positives of a mini-batch, once the values of its inputs have been checked.
 
-    The device is read once, for the number of positives together with the checks on values; with a
-    group once more, for the numbers of positives of its processes.
+    The host waits for the device once: for the number of positives and the results of the checks.
+    With a group it waits once more: for every process's number of positives.
 
     Args:
         logits: (S,) of :func:`checked_logits`.
@@ -105,13 +104,13 @@ def rank_positives(
         group: processes whose mini-batches are ranked together; None for this one's alone.
 
     Returns:
-        tuple[Ranking, Tensor]: the ranking and (S,) the cells of the negatives in its matrix, which
-        backward needs; None if no process has a positive.
+        tuple[Ranking, Tensor]: the ranking, and (S,) the negatives' cells in its matrix, which
+        :meth:`Ranking.gradient` needs; None if no process has a positive.
 
     Raises:
         ValueError: if there is not one localisation error per positive.
         FloatingPointError: if a logit that is not ignored, or a localisation error, is not finite,
-            or a positive's logit so large that ``delta`` vanishes beside it.
+            or if a positive's logit is so large that ``delta`` vanishes beside it.
     """
     logits, targets = logits.contiguous(), targets.contiguous()
     try:
@@ -125,21 +124,21 @@ def rank_positives(
     pos_logits = logits.index_select(0, positives).to(accumulation_dtype(logits.device))
     pos_logits = shared.gather(pos_logits)
     matrix_type = backend(logits.device).matrix
-    # Flipped, not sorted upwards: of equal positives the first is to rank highest.
+    # Sorted descending and flipped: of equal positives, the first must rank highest.
     order = matrix_type.descending_order(pos_logits).flip(0)
     matrix = matrix_type(pos_logits.index_select(0, order), delta)
     negatives = matrix.locate(logits, targets)
-    # H(0) = 1/2 of each positive against itself is not part of its rank.
+    # Minus H(0) = 1/2 of each positive against itself.
     num_above = matrix.among_queries() - 0.5
     false_positives = shared.sum(matrix.matvec(negatives))
-    rank = (1.0 + num_above + false_positives).clamp(min=1.0)  # it is, but for rounding
+    rank = (1.0 + num_above + false_positives).clamp(min=1.0)  # rounding could give less
     return Ranking(positives, shared, order, false_positives, rank, matrix), negatives.cells
 
 
 def _checked_positives(
     logits: Tensor, targets: Tensor, loc_errors: Tensor | None, delta: float
 ) -> Tensor:
-    """Indices of the positives, once the values of all inputs are known to be usable.
+    """Check the values of all inputs, and find the positives.
 
     Args:
         logits: (S,) of :func:`checked_logits`.
@@ -153,7 +152,7 @@ def _checked_positives(
     Raises:
         ValueError: if there is not one localisation error per positive.
         FloatingPointError: if a logit that is not ignored, or a localisation error, is not finite,
-            or a positive's logit so large that ``delta`` vanishes beside it.
+            or if a positive's logit is so large that ``delta`` vanishes beside it.
     """
     errors = logits[:0] if loc_errors is None else loc_errors
     found = backend(logits.device).survey(logits, targets, errors)
@@ -182,10 +181,10 @@ def _refuse_non_finite(name: str, num_bad: int, tensor: Tensor) -> None:
 
 
 class ErrorDriven(torch.autograd.Function):
-    """A value whose gradient is given, not derived (arXiv:2009.13592, Sec. 3).
+    """Gives a value the error-driven gradient instead of its derivative (arXiv:2009.13592, Sec. 3).
 
-    The gradient is formed in backward, already scaled; until then only the logits and their cells
-    are kept.
+    The gradient is computed in backward. Until then only the logits and their cells are saved, not
+    a second array of S floats.
     """
 
     @staticmethod

@@ -7,21 +7,24 @@ from torch import Tensor
 
 
 def accumulation_dtype(device: torch.device) -> torch.dtype:
-    """float64 wherever the device has it: float32 prefix sums lose whole false positives."""
+    """float64 if the device has it: prefix sums in float32 are off by whole false positives."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def prefix_sum(x: Tensor) -> Tensor:
-    """``out[c] = sum(x[:c + 1])`` of a vector; the same bits every time, if torch asks for it."""
+    """``out[c] = sum(x[:c + 1])`` of a vector.
+
+    Bitwise reproducible under ``torch.use_deterministic_algorithms``, on CUDA too.
+    """
     if x.is_cuda and torch.are_deterministic_algorithms_enabled():
         return _prefix_sum_by_doubling(x)
     return x.cumsum(0)
 
 
 def _prefix_sum_by_doubling(x: Tensor) -> Tensor:
-    """In log2(n) additions of whole vectors.
+    """By log2(n) additions of shifted vectors.
 
-    ``cumsum`` of floats refuses to run on CUDA under ``torch.use_deterministic_algorithms``.
+    Needed because ``cumsum`` of floats raises an error on CUDA in the deterministic mode.
     """
     reach = 1
     while reach < x.numel():

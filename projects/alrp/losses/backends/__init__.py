@@ -1,5 +1,5 @@
-"""How the work over all entries of a ranking is done, by device.
+"""The work over all S entries of a ranking, in two implementations of one interface.
 
-``interface`` says what a backend has to do, ``choice`` which one does it. ``compiled`` (with the
-loops in ``kernels``) is for the CPU, ``operators`` for any device.
+Start with ``interface``: the method and what a backend must offer. ``choice`` picks the backend for
+a device: ``compiled`` (its loops are in ``kernels``) on the CPU, ``operators`` anywhere else.
 """

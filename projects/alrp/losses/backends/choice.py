@@ -1,4 +1,4 @@
-"""Which backend ranks on a device."""
+"""Chooses the backend for a device."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .interface import StepMatrix, Survey
 
 
 class Backend(NamedTuple):
-    """What ranks on a device.
+    """The two parts of a backend.
 
     Attributes:
         survey: function of logits (S,), targets (S,) and localisation errors (P_own,).
-        matrix: the smoothed step, as a class.
+        matrix: its subclass of :class:`StepMatrix`.
     """
 
     survey: Callable[..., Survey]
@@ -27,7 +27,7 @@ class Backend(NamedTuple):
 def backend(device: torch.device) -> Backend:
     """Compiled loops on the CPU where numba is installed, elsewhere operators of PyTorch."""
     if device.type == "cpu" and _has_numba():
-        # Here, and not above: numba takes 110 MiB, which a training on GPUs has no need of.
+        # Imported here, because numba takes 110 MiB that a training on a GPU does not need.
         from . import compiled
 
         return Backend(compiled.survey, compiled.CompiledMatrix)
@@ -38,10 +38,10 @@ def backend(device: torch.device) -> Backend:
 def _has_numba() -> bool:
     try:
         importlib.import_module("numba")
-    except (ImportError, OSError) as error:  # missing, at odds with NumPy, or broken
+    except Exception as error:  # missing, at odds with NumPy or coverage, broken: all errors occur
         warnings.warn(
-            f"alrp.losses: numba cannot be imported ({error}), so ranking on the CPU takes several "
-            "times as long; install it by: pip install numba"
+            f"alrp.losses: numba cannot be imported ({error!r}), so ranking on the CPU takes "
+            "several times as long; install or repair it by: pip install -U numba"
         )
         return False
     return True

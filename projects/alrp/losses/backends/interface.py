@@ -1,7 +1,14 @@
-"""The smoothed step between queries and keys as a matrix that is never formed.
+"""The method of this package: exact sums over pairs of logits, without forming the pairs.
 
-Shape shorthand: P queries (the positives of a ranking), S entries, of which some are keys (the
-negatives that they are ranked among), C = 2P + 1 cells.
+A ranking loss compares every positive i with every negative j by the smoothed step
+``H[i, j] = H(x_j - s_i)``. It needs the sums of its rows (how many negatives are ranked above each
+positive) and weighted sums of its columns (the gradient of each negative). The matrix itself has
+billions of numbers. But each row bends in two points only, ``s_i - delta`` and ``s_i + delta``. So
+the axis of the logits is cut at these points, called knots, into cells, and :class:`StepMatrix`
+works with sums over cells. Its picture shows two positives.
+
+Shape shorthand: P queries (the positives of a ranking), S entries, some of which are keys (the
+negatives), C = 2P + 1 cells.
 """
 
 from __future__ import annotations
@@ -13,14 +20,16 @@ from torch import Tensor
 
 
 class Survey(NamedTuple):
-    """What must be known of the values before they can be ranked; the numbers on the host.
+    """What one pass over the inputs of a loss finds, before anything is ranked.
+
+    All but ``positives`` are Python numbers, read from the device at once.
 
     Attributes:
         positives: (P_own,) int64, ascending indices of the positives.
-        num_bad_logits: number of logits that are not finite, ignored ones not counted.
-        num_bad_errors: number of localisation errors that are not finite.
-        largest: greatest absolute value among the logits of the positives; 0 without any, of no
-            meaning beside bad logits.
+        num_bad_logits: number of NaN and Inf among the logits of positives and negatives.
+        num_bad_errors: number of NaN and Inf among the localisation errors.
+        largest: greatest absolute value among the logits of the positives; 0 if there are none.
+            Undefined if ``num_bad_logits`` is not 0.
     """
 
     positives: Tensor
@@ -30,12 +39,12 @@ class Survey(NamedTuple):
 
 
 class LocatedKeys(NamedTuple):
-    """Keys by their cells in a :class:`StepMatrix`; the logits themselves are not kept.
+    """The keys as a :class:`StepMatrix` sees them: their cells, and sums over each cell.
 
     Attributes:
         cells: (S,) of :func:`cell_dtype`, the cell of each key; 0 for entries that are no keys.
-        mass: (C,) number of keys in each cell; of no meaning in cell 0.
-        moment: (C,) sum of their distances to the left edge of the cell; likewise.
+        mass: (C,) number of keys in each cell; undefined in cell 0.
+        moment: (C,) sum of their distances to the left edge of the cell; undefined in cell 0.
     """
 
     cells: Tensor
@@ -54,21 +63,35 @@ class StepMatrix(ABC):
     ``H(x) = clamp(x / (2 * delta) + 0.5, 0, 1)`` is the smoothed step of the ranking losses
     (Oksuz et al., arXiv:2009.13592, Sec. 2; Chen et al., arXiv:1904.06373).
 
-    The 2P knots ``queries -+ delta`` cut the axis into cells on which every row of H is linear, so
-    a key matters only through its cell and its distance to the cell's left edge. A sum over keys
-    needs, for each cell, the number of its keys and the sum of these distances; a sum over queries
-    is a linear function in each cell. Both are exact up to float64 rounding. It is
-    implemented by ``OperatorMatrix`` and ``CompiledMatrix``.
+    The 2P knots ``queries -+ delta`` cut the axis of the logits into cells. Two queries s0 < s1::
 
-    Cell c is ``[edges[c], edges[c + 1])``, where the edges between the first and the last are the
-    knots; cell 0 lies below all knots, where H is 0. Its left edge is never used.
+        H  1                            ==========================
+                                   =====     -----
+                              =====     -----                       = row of s0
+                         =====     -----                            - row of s1
+           0 ============----------
+                       |         |         |         |
+        knots       s0-delta  s1-delta  s0+delta  s1+delta          logit of a key ->
+        cells     0    |    1    |    2    |    3    |    4
+
+    On a cell every row of H is linear. So
+
+    - a sum over keys (a row's sum) needs only two numbers of each cell: how many keys lie in it,
+      and the sum of their distances to its left edge;
+    - a sum over queries (a column's sum), seen as a function of the key, is linear on each cell
+      too: a value at the left edge and a slope.
+
+    Both are exact up to float64 rounding. ``OperatorMatrix`` and ``CompiledMatrix`` implement it.
+
+    Cell c is ``[edges[c], edges[c + 1])``, where ``edges[1]`` to ``edges[2 P]`` are the knots.
+    Cell 0 lies below all knots, where H is 0; its left edge is never used.
 
     Args:
         queries: (P,) logits in ascending order, P >= 1.
         delta: half width of the linear part of the step, in logit units; > 0.
     """
 
-    queries: Tensor  # (P,) of the dtype that sums are formed in
+    queries: Tensor  # (P,) of reductions.accumulation_dtype
 
     @abstractmethod
     def __init__(self, queries: Tensor, delta: float) -> None: ...
@@ -76,7 +99,7 @@ class StepMatrix(ABC):
     @staticmethod
     @abstractmethod
     def descending_order(queries: Tensor) -> Tensor:
-        """(P,) int64 indices that sort from the highest down; equal queries keep their order."""
+        """(P,) int64 indices that sort descending; equal queries keep their order."""
 
     def among_queries(self, weights: Tensor | None = None) -> Tensor:
         """``sum_k weights[k] * H(queries[k] - queries[i])`` for every query, k = i included.
@@ -92,7 +115,7 @@ class StepMatrix(ABC):
 
     @abstractmethod
     def locate(self, logits: Tensor, targets: Tensor) -> LocatedKeys:
-        """Find the cells of the keys. Nothing is read back to the host.
+        """Find the cells of the keys, without waiting for the device.
 
         Args:
             logits: (S,) float32 or float64; finite where targets are 0.
@@ -108,7 +131,8 @@ class StepMatrix(ABC):
         """``sum_i weights[i] * H(s_j - queries[i])`` for every key, and 0 for all other entries.
 
         Args:
-            weights: (P,) of the dtype of :attr:`queries`; precise if they are of one sign.
+            weights: (P,) of the dtype of :attr:`queries`. Weights of both signs cancel, and cost
+                digits.
             cells: (S,) of :meth:`locate`.
             logits: (S,) those that were located.
 
@@ -124,12 +148,13 @@ class StepMatrix(ABC):
     def _row_sums(self, mass: Tensor, moment: Tensor) -> Tensor:
         """``sum_k w_k H(key_k - query)`` for every query, from sums over the keys of each cell.
 
-        It is 1 / (2 delta) times the integral of N(u) over query -+ delta, where N(u) is the weight
-        of the keys above u: in a cell, its moment + its width * N(next knot). N never increases, so
-        with the integral summed from the top every partial sum is within P times the smallest
-        window that it is used for, and differences are accurate relative to themselves. Cells
-        outside of every query's linear part are left out: they may be thousands of deltas wide,
-        and their rounding would drown small sums.
+        Let N(u) be the weight of the keys above u. The sum is the integral of N from
+        query - delta to query + delta, divided by 2 delta. Over one cell, the integral is its
+        moment + its width * N(right edge).
+
+        The integral is summed from the top down. N only grows on the way, so small sums are formed
+        from small numbers and keep their digits. Cells that no query's linear part covers are left
+        out: they may be thousands of deltas wide, and their rounding would drown small sums.
 
         Args:
             mass: (C,) weight of the keys of each cell.

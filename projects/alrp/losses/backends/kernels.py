@@ -1,9 +1,9 @@
-"""Loops over the entries and the positives of a ranking, compiled by numba when first called.
+"""The loops of the CPU backend, compiled by numba when first called.
 
 Shape shorthand as in :mod:`alrp.losses.backends.interface`, which says what the arrays hold; B
-buckets. Arrays are contiguous, and nothing checks their lengths. Logits are float32 or float64,
-targets of any integer dtype, the cells of entries and the table of buckets int16 or int32, the
-cells of queries int32, indices int64, ``is_lower`` bool; all else is float64.
+buckets. Arrays must be contiguous and of the right lengths: nothing checks them here. Logits are
+float32 or float64, targets of any integer dtype, the cells of entries and the table of buckets
+int16 or int32, the cells of queries int32, indices int64, ``is_lower`` bool; all else is float64.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numba
 # Digits of a radix sort of 64 bits.
 _DIGIT_BITS, _NUM_DIGITS = 11, 6
 _DIGIT_MASK, _MAGNITUDE = np.uint64((1 << _DIGIT_BITS) - 1), np.uint64((1 << 63) - 1)
-_ONE = np.uintp(1)  # numba indexes by unsigned numbers without looking for negative ones
+_ONE = np.uintp(1)  # an unsigned index spares numba the test for negative ones
 
 
 def _jit(function: Callable) -> Callable:
-    """The function as machine code, kept for later processes where there is a folder for it.
+    """The function as machine code, cached on disk for later processes.
 
-    What cannot be kept, or read again, is compiled in every process.
+    Where the cache cannot be written or read, every process compiles the function itself.
     """
     uncached = numba.njit(nogil=True)(function)
     try:
@@ -37,7 +37,7 @@ def _jit(function: Callable) -> Callable:
         tried = compiled  # which another thread may replace
         try:
             return tried(*args)
-        except SystemError as error:  # numba's word for Ctrl-C while it hands over the results
+        except SystemError as error:  # what numba raises for Ctrl-C while it returns the results
             raise error.__cause__ or error from None
         except Exception as error:
             if tried is uncached:
@@ -55,10 +55,7 @@ def _jit(function: Callable) -> Callable:
 
 @_jit
 def survey(logits, targets, start):
-    """Indices where targets are 1, counted from ``start``, and number of bad logits.
-
-    Bad are those that are not finite where targets are 1 or 0.
-    """
+    """Indices where targets are 1, plus ``start``; number of NaN and Inf at targets 1 and 0."""
     num_positives = num_bad = 0
     for j in range(np.uintp(len(logits))):
         is_positive = targets[j] == 1
@@ -93,7 +90,7 @@ def descending_order(values):
     for d in range(_NUM_DIGITS):
         shift, slots = np.uint64(_DIGIT_BITS * d), counts[d]
         if slots[(keys[0] >> shift) & _DIGIT_MASK] == num_values:
-            continue  # all alike, as the lowest digits of float32 numbers
+            continue  # all values share this digit, as float32 numbers do the lowest ones
         total = 0
         for q in range(len(slots)):
             slots[q], total = total, total + slots[q]
@@ -164,7 +161,7 @@ def row_sums(mass, moment, edges, is_lower, delta):
             sums[i] = (area - sums[i]) / (2 * delta)
         else:
             j -= 1
-            sums[j] = area  # of which the query's lower knot takes the part before it
+            sums[j] = area  # subtracted at the query's lower knot
     return sums
 
 
@@ -182,25 +179,25 @@ def column_profile(weights, edges, is_lower, delta):
             rise -= weights[j]
             j += 1
         profile[c + 1, 0] = value
-        # Outside of all linear parts nothing but rounding is left of the sum.
+        # Outside of all linear parts the slope is 0, but for rounding.
         if i > j:
             profile[c + 1, 1] = rise / (2 * delta)
             value += profile[c + 1, 1] * (edges[c + 2] - edges[c + 1])
     return profile
 
 
-@numba.njit(nogil=True)  # part of the code of those that call it
+@numba.njit(nogil=True)  # no cache of its own: it is compiled into its callers
 def _bucket(key, edges, density, starts):
-    """Bucket of a key not below the first knot.
+    """Bucket of a key that is not below the first knot.
 
-    It never decreases as the key increases, rounding included, so no search crosses buckets.
+    Monotonic in the key, even after rounding; so a key's cell is always found in its own bucket.
     """
     return np.uintp(np.int64(min((key - edges[1]) * density, np.float64(len(starts) - 2))))
 
 
 @_jit
 def count_knots(edges, density, starts):
-    """Write (B + 1,) number of knots in the buckets before each, and of all knots at the end."""
+    """Write (B + 1,) number of knots before each bucket; the last is the number of all knots."""
     starts[:] = 0
     for i in range(1, len(edges) - 1):
         starts[_bucket(edges[i], edges, density, starts) + _ONE] += 1
@@ -224,8 +221,8 @@ def locate(logits, targets, edges, density, starts, cells, mass, moment):
         b = _bucket(key, edges, density, starts)
         c, end = np.uintp(starts[b]), np.uintp(starts[b + _ONE])
         if end <= c + _ONE:
-            # A branch on a comparison with the only knot would be predicted in half of the cases.
-            # Without a knot, the next one is in a later bucket, so above the key.
+            # Added, not branched on: the processor would mispredict half of the branches. If the
+            # bucket has no knot, the next one lies in a later bucket and so above the key.
             c += np.uintp(edges[c + _ONE] <= key)
         else:
             while c < end:

@@ -1,4 +1,4 @@
-"""The work over all entries of a ranking by operators of PyTorch, on any device.
+"""The backend for any device: operators of PyTorch.
 
 Shape shorthand as in :mod:`alrp.losses.backends.interface`.
 """
@@ -18,9 +18,10 @@ from ..reductions import (
 )
 from .interface import LocatedKeys, StepMatrix, Survey, cell_dtype
 
-# Entries at a time: temporaries take up to 50 bytes each, so 200 MB a block.
+# Entries worked on at a time: temporaries take up to 50 bytes per entry, so 200 MB per block.
 _BLOCK = 1 << 22
-# Sums of each cell that take turns where a device adds atomically: slow where many meet in one.
+# Copies of each cell's sums. GPUs add atomically, which is slow where many keys share a cell; keys
+# take turns among the copies.
 _TURNS = {"cuda": 1 << 7}
 
 
@@ -34,7 +35,7 @@ def survey(logits: Tensor, targets: Tensor, errors: Tensor) -> Survey:
         num_not_finite(errors),
         largest_magnitude(torch.where(is_positive, logits, 0.0)),
     ]
-    # Numbers of entries are exact in float64, and in float32 up to 2^24.
+    # Counts are exact: up to 2^53 in float64, up to 2^24 in float32.
     dtype = accumulation_dtype(logits.device)
     num_positives, *bad, largest = torch.stack([fact.to(dtype) for fact in facts]).tolist()
     return Survey(_indices_of_marked(is_positive, int(num_positives)), *map(int, bad), largest)
@@ -64,7 +65,7 @@ class OperatorMatrix(StepMatrix):
         self._knots.index_copy_(0, self._lower, lower).index_copy_(0, self._upper, upper)
         self._left = torch.cat([self._knots.new_zeros(1), self._knots])  # edge of each cell
 
-        # No linear part covers a cell that begins where as many of them have ended as begun.
+        # A cell is in no query's linear part if, up to it, as many of these ended as began.
         covered = torch.ones_like(self._knots, dtype=torch.bool)
         covered.index_copy_(0, self._upper, self._upper > 2 * index + 1)
         self._width = torch.zeros_like(self._knots)
@@ -87,7 +88,7 @@ class OperatorMatrix(StepMatrix):
         for keys, marks, out in _blocks(logits, targets, located):
             cells = self._find_cells(keys) * (marks == 0)
             out.copy_(cells)
-            offsets = self._offsets(cells, keys)  # cell 0, which is not read, takes any NaN
+            offsets = self._offsets(cells, keys)  # NaN of ignored entries go to cell 0, never read
             cells = cells * num_turns + turns[: len(keys)]
             mass.scatter_add_(0, cells, torch.ones_like(offsets))
             moment.scatter_add_(0, cells, offsets)
@@ -109,7 +110,7 @@ class OperatorMatrix(StepMatrix):
         return torch.searchsorted(self._knots, keys.to(self._knots.dtype), right=True)
 
     def _offsets(self, cells: Tensor, keys: Tensor) -> Tensor:
-        """(n,) distance of each key to the left edge of its cell; in cell 0 without meaning."""
+        """(n,) distance of each key to the left edge of its cell; undefined in cell 0."""
         return keys.to(self._left.dtype) - self._left.index_select(0, cells)
 
     def _sum_queries(self, weights: Tensor) -> tuple[Tensor, Tensor]:
