@@ -45,7 +45,7 @@ def parse_args(argv=None):
 def config_content(config_file: str) -> str:
     """What a config and its bases set, without the defaults, which later versions may extend."""
     try:
-        content = CfgNode.load_yaml_with_base(config_file, allow_unsafe=True)
+        content = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
     except (
         AssertionError,
         AttributeError,

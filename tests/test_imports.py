@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "modeling": frozenset({"losses", "errors", "files", "architectures"}),
     "data": frozenset({"errors", "files"}),
     "evaluation": frozenset({"errors", "files"}),
-    "checkpoint": frozenset({"errors", "files"}),
+    "checkpoint": frozenset({"config", "losses", "errors", "files", "architectures"}),
     "vis": frozenset({"errors", "files"}),
     "config": frozenset({"modeling", "data", "errors", "files"}),
     "engine": ANY | {"errors", "files", "architectures", ""},

@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from alrp.engine.conversion import convert_file
+from alrp.checkpoint import convert_file
 from alrp.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

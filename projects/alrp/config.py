@@ -1,8 +1,77 @@
-"""Configuration keys of the ranking-loss detectors."""
+"""Configuration keys of the ranking-loss detectors, and configs read from files."""
+
+from __future__ import annotations
+
+import re
+import torch
+import yaml
 
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
 
 from . import data, modeling  # noqa: F401  registration only
+from .errors import UserError
+
+# Tuples are data. Every other Python tag runs code, which safe loading refuses.
+yaml.SafeLoader.add_constructor(
+    "tag:yaml.org,2002:python/tuple",
+    lambda loader, node: tuple(loader.construct_sequence(node, deep=True)),
+)
+
+
+def load_config(config_file: str, overrides: list[str] | None = None) -> CN:
+    """Config of a YAML file, read as data only: no Python tag in it or its bases runs code.
+
+    Without a GPU ``MODEL.DEVICE`` starts as "cpu"; the file and the overrides may change it.
+
+    Args:
+        config_file: path; "" for the defaults.
+        overrides: keys and values in turn, like ``["SOLVER.BASE_LR", "0.01"]``.
+
+    Raises:
+        UserError: if the file or an override does not fit.
+    """
+    if config_file.endswith(".py"):
+        raise UserError(
+            f"--config-file {config_file!r} is a LazyConfig; pass it to "
+            "lazyconfig_train_net.py, or name a .yaml file."
+        )
+    cfg = get_cfg()
+    add_alrp_config(cfg)
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    try:
+        if config_file:
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+        cfg.merge_from_list(overrides or [])
+    except yaml.constructor.ConstructorError as error:
+        raise UserError(_tag_mistake(config_file, error)) from error
+    except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise UserError(_config_mistake(config_file, error)) from error
+    except yaml.YAMLError as error:
+        raise UserError(_config_mistake(config_file, error)) from error
+    return cfg
+
+
+def _config_mistake(config_file: str, error: Exception) -> str:
+    # str() of a KeyError is the repr of its message.
+    message = error.args[0] if isinstance(error, KeyError) else error
+    return (
+        f"config: {message}. Check --config-file {config_file!r} and the KEY VALUE pairs, "
+        "which must come after all --options."
+    )
+
+
+def _tag_mistake(config_file: str, error: yaml.constructor.ConstructorError) -> str:
+    mark = error.problem_mark
+    tag = re.search(r"tag:yaml.org,2002:(python/[^\s']+)", error.problem or "")
+    if tag is None:
+        return _config_mistake(config_file, error)
+    return (
+        f"config: {mark.name}, line {mark.line + 1}, holds the Python tag !!{tag[1]}, which would "
+        "run code. Configs are read as data only: write the value itself, as numbers, text, lists "
+        "or !!python/tuple [...]; a base of Detectron2 with such a tag must be copied and changed."
+    )
 
 
 def add_alrp_config(cfg: CN) -> None:

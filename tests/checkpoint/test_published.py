@@ -13,17 +13,14 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_anchor_generator, build_model
 
-from alrp.checkpoint import (
-    PUBLISHED_ROWS,
-    RETINANET,
-    conversion_report,
+from alrp.checkpoint.architecture import PUBLISHED_ROWS, RETINANET, rows_of
+from alrp.checkpoint.conversion import conversion_report, shape_differences
+from alrp.checkpoint.published import (
     detectron2_to_published,
     has_published_names,
-    imagenet_to_detectron2,
     published_to_detectron2,
-    rows_of,
-    shape_differences,
 )
+from alrp.checkpoint.resnet import imagenet_to_detectron2
 from alrp.config import add_alrp_config
 from alrp.errors import UserError
 

@@ -1,46 +1,71 @@
-"""State dicts of others under the names of Detectron2. Pure functions; nothing is copied."""
+"""What a conversion of a state dict gives, and how it is judged. Pure functions."""
 
 from __future__ import annotations
 
 import re
-from typing import Mapping, NamedTuple
+from typing import Callable, Mapping, NamedTuple
+import torch
 from torch import Tensor
+
+from .architecture import Architecture
+
+# Of a backbone, in Detectron2's names.
+BACKBONE_PREFIX = "backbone.bottom_up."
+# State of the training in models of this project; other frameworks do not save it.
+TRAINING_STATE = re.compile(r"\bself_balance\.(weight|sum_cls|sum_loc|count)$")
+# In the backbone of a detector but not in that of a classifier: offsets of deformable convolution,
+# and counters. Both start at 0.
+STARTS_AT_ZERO = re.compile(r"\.conv2_offset\.|\.num_batches_tracked$")
+# What a checkpoint of a detector may have or not.
+_OPTIONAL = re.compile(rf"{TRAINING_STATE.pattern}|\.num_batches_tracked$")
 
 
 class Conversion(NamedTuple):
     """Outcome of a conversion.
 
     Attributes:
-        state: tensors under their new names.
-        dropped: old names that have no place in a detector, by rule.
+        architecture: what the state dict is of; None for a backbone alone.
+        state: tensors under their new names, in the old order.
+        names: old name of every tensor used -> its new name.
+        dropped: old names that have no place in the other framework, by rule.
         leftovers: old names that no rule covers.
+        missing: old names that the architecture needs and the state dict has not.
     """
 
+    architecture: Architecture | None
     state: dict[str, Tensor]
+    names: dict[str, str]
     dropped: list[str]
     leftovers: list[str]
+    missing: list[str]
 
 
-# torchvision's module -> Detectron2's, below "backbone.bottom_up.".
-# Groups: stage (torchvision counts from 1, Detectron2 from 2), block, convolution.
-_RESNET_NAMES = (
-    (r"conv1", "stem.conv1"),
-    (r"bn1", "stem.conv1.norm"),
-    (r"layer([1-4])\.(\d+)\.conv([1-3])", "res{stage}.{block}.conv{conv}"),
-    (r"layer([1-4])\.(\d+)\.bn([1-3])", "res{stage}.{block}.conv{conv}.norm"),
-    (r"layer([1-4])\.(\d+)\.downsample\.0", "res{stage}.{block}.shortcut"),
-    (r"layer([1-4])\.(\d+)\.downsample\.1", "res{stage}.{block}.shortcut.norm"),
-)
-_TENSOR = r"(weight|bias|running_mean|running_var)"
-# The classifier, and counters that batch norm with stored statistics does not use.
-_DROPPED = re.compile(r"fc\.(weight|bias)|.*\.num_batches_tracked")
-# In the backbone of a detector but not in these: offsets of deformable convolution, and counters.
-STARTS_AT_ZERO = re.compile(r"\.conv2_offset\.|\.num_batches_tracked$")
+def rename(
+    state: Mapping[str, Tensor],
+    new_name: Callable[[str], str | None],
+    dropped: re.Pattern,
+    architecture: Architecture | None = None,
+) -> Conversion:
+    """The tensors of a state dict under their new names; the tensors are not copied.
 
+    Args:
+        state: old names to tensors.
+        new_name: of an old name; None if no rule covers it.
+        dropped: pattern of the names without a rule that are dropped; all others are left over.
+        architecture: for the outcome.
 
-def is_torchvision_resnet(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of torchvision's ResNets and ResNeXts (also open-mmlab's)."""
-    return {"conv1.weight", "bn1.weight", "layer1.0.conv1.weight"} <= set(state)
+    Returns:
+        Conversion: with ``missing`` empty.
+    """
+    result = Conversion(architecture, {}, {}, [], [], [])
+    for old, tensor in state.items():
+        new = new_name(old)
+        if new is not None:
+            result.names[old] = new
+            result.state[new] = tensor
+        else:
+            (result.dropped if dropped.search(old) else result.leftovers).append(old)
+    return result
 
 
 def without_prefix(state: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
@@ -50,35 +75,51 @@ def without_prefix(state: Mapping[str, Tensor], prefix: str) -> Mapping[str, Ten
     return {name[len(prefix) :]: tensor for name, tensor in state.items()}
 
 
-def torchvision_to_detectron2(state: Mapping[str, Tensor]) -> Conversion:
-    """Rename the tensors of a torchvision ResNet or ResNeXt for Detectron2's ``ResNet``.
+def non_finite_tensor(state: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor with NaN or Inf; None if there is none."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return name
+    return None
+
+
+def conversion_report(conversion: Conversion, verbose: bool = False) -> str:
+    """What became of every tensor: counts and all that was not used; every name if ``verbose``."""
+    lines = [f"{len(conversion.names)} tensors used"]
+    if verbose:
+        lines += [f"  {old} -> {new}" for old, new in conversion.names.items()]
+    rest = {
+        "dropped, without a place in the other framework": conversion.dropped,
+        "left over, covered by no rule": conversion.leftovers,
+        "missing, needed by the model": conversion.missing,
+    }
+    for what, names in rest.items():
+        lines.append(f"{len(names)} {what}{':' if names else ''}")
+        lines += [f"  {name}" for name in names]
+    return "\n".join(lines)
+
+
+def shape_differences(
+    state: Mapping[str, Tensor], model: Mapping[str, Tensor], prefix: str = ""
+) -> list[str]:
+    """How a state dict differs from that of the model that is to load it.
 
     Args:
-        state: ``state_dict()`` of any depth, groups and width; values are passed through.
+        state: Detectron2's names to tensors.
+        model: state dict of a model, of any device.
+        prefix: of a backbone alone; the model may have more beside it.
 
     Returns:
-        Conversion: names start with "stem." or "res"; the caller adds the prefix of its backbone.
+        list[str]: one text per tensor; empty if the model can load the state dict.
     """
-    conversion = Conversion({}, [], [])
-    for name, tensor in state.items():
-        module, _, kind = name.rpartition(".")
-        new_module = resnet_name(module) if re.fullmatch(_TENSOR, kind) else None
-        if new_module is not None:
-            conversion.state[f"{new_module}.{kind}"] = tensor
-        elif _DROPPED.fullmatch(name):
-            conversion.dropped.append(name)
-        else:
-            conversion.leftovers.append(name)
-    return conversion
-
-
-def resnet_name(module: str) -> str | None:
-    """Detectron2's name of a module of torchvision's ResNets; None if there is no rule for it."""
-    for pattern, template in _RESNET_NAMES:
-        match = re.fullmatch(pattern, module)
-        if match:
-            numbers = dict(zip(("stage", "block", "conv"), map(int, match.groups())))
-            if numbers:
-                numbers["stage"] += 1
-            return template.format(**numbers)
-    return None
+    optional = STARTS_AT_ZERO if prefix else _OPTIONAL
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    differences = []
+    for name, tensor in model.items():
+        shape = found.pop(name, None)
+        if shape is None and name.startswith(prefix) and not optional.search(name):
+            differences.append(f"{name} is missing")
+        elif shape is not None and shape != tuple(tensor.shape):
+            differences.append(f"{name} is {shape} and should be {tuple(tensor.shape)}")
+    unknown = [name for name in found if not _OPTIONAL.search(name)]
+    return differences + [f"{name} has no place in the model" for name in unknown]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, Mapping
+from typing import Any
 import torch
 from torch import Tensor
 
@@ -55,14 +55,6 @@ def split_checkpoint(content: dict[str, Any], path: str) -> tuple[dict[str, Tens
             "state or a log is no checkpoint of a model."
         )
     return dict(state), [] if entry is None else [key for key in content if key != entry]
-
-
-def non_finite_tensor(state: Mapping[str, Tensor]) -> str | None:
-    """Name of the first tensor with NaN or Inf; None if there is none."""
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            return name
-    return None
 
 
 def write_checkpoint(content: dict[str, Any], path: str) -> None:

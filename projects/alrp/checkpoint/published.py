@@ -7,7 +7,7 @@ anchors have their channels in another order.
 from __future__ import annotations
 
 import re
-from typing import Iterator, Mapping, NamedTuple
+from typing import Iterator, Mapping
 import torch
 from torch import Tensor
 
@@ -21,9 +21,8 @@ from .architecture import (
     Architecture,
     architecture_of,
 )
-from .conversion import STARTS_AT_ZERO, resnet_name, without_prefix
-
-BACKBONE_PREFIX = "backbone.bottom_up."
+from .conversion import BACKBONE_PREFIX, TRAINING_STATE, Conversion, rename, without_prefix
+from .resnet import resnet_name
 
 # Anchors of a location: sizes outer and ratios inner in Detectron2, the other way round in
 # MMDetection. Entry i is the published place of Detectron2's i-th of 2 sizes x 3 ratios.
@@ -32,30 +31,6 @@ ANCHOR_ORDER = (0, 2, 4, 1, 3, 5)
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _CONV = ("weight", "bias")
 _COUNTER = ".num_batches_tracked"
-# State of the training in models of this project; the published code does not save it.
-_TRAINING_STATE = re.compile(r"\bself_balance\.(weight|sum_cls|sum_loc|count)$")
-# What a checkpoint may have or not: that, and counters, which PyTorch then sets to 0.
-_OPTIONAL = re.compile(rf"{_TRAINING_STATE.pattern}|\.num_batches_tracked$")
-
-
-class PublishedConversion(NamedTuple):
-    """Outcome of a conversion, in either direction.
-
-    Attributes:
-        architecture: what the state dict is of; None for a backbone alone.
-        state: tensors under their new names, in the old order.
-        names: old name of every tensor used -> its new name.
-        dropped: old names that have no place in the other framework, by rule.
-        leftovers: old names that no rule covers.
-        missing: old names that the architecture needs and the state dict has not.
-    """
-
-    architecture: Architecture | None
-    state: dict[str, Tensor]
-    names: dict[str, str]
-    dropped: list[str]
-    leftovers: list[str]
-    missing: list[str]
 
 
 def has_published_names(state: Mapping[str, object]) -> bool:
@@ -63,7 +38,7 @@ def has_published_names(state: Mapping[str, object]) -> bool:
     return any(re.match(r"(module\.)?backbone\.(conv1|layer1)\.", str(name)) for name in state)
 
 
-def published_to_detectron2(state: Mapping[str, Tensor]) -> PublishedConversion:
+def published_to_detectron2(state: Mapping[str, Tensor]) -> Conversion:
     """Rename the tensors of a published detector for the model that its config builds here.
 
     Args:
@@ -82,9 +57,7 @@ def published_to_detectron2(state: Mapping[str, Tensor]) -> PublishedConversion:
     return _convert(state, architecture, name_table(architecture), PUBLISHED, ANCHOR_ORDER)
 
 
-def detectron2_to_published(
-    state: Mapping[str, Tensor], detector: str | None = None
-) -> PublishedConversion:
+def detectron2_to_published(state: Mapping[str, Tensor], detector: str | None = None) -> Conversion:
     """The way back; the training state of this project is dropped.
 
     Args:
@@ -106,32 +79,6 @@ def detectron2_to_published(
     return _convert(state, architecture, table, DETECTRON2, inverse)
 
 
-def shape_differences(
-    state: Mapping[str, Tensor], model: Mapping[str, Tensor], prefix: str = ""
-) -> list[str]:
-    """How a state dict differs from that of the model that is to load it.
-
-    Args:
-        state: Detectron2's names to tensors.
-        model: state dict of a model, of any device.
-        prefix: of a backbone alone; the model may have more beside it.
-
-    Returns:
-        list[str]: one text per tensor; empty if the model can load the state dict.
-    """
-    optional = STARTS_AT_ZERO if prefix else _OPTIONAL
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    differences = []
-    for name, tensor in model.items():
-        shape = found.pop(name, None)
-        if shape is None and name.startswith(prefix) and not optional.search(name):
-            differences.append(f"{name} is missing")
-        elif shape is not None and shape != tuple(tensor.shape):
-            differences.append(f"{name} is {shape} and should be {tuple(tensor.shape)}")
-    unknown = [name for name in found if not _OPTIONAL.search(name)]
-    return differences + [f"{name} has no place in the model" for name in unknown]
-
-
 def name_table(architecture: Architecture) -> dict[str, str]:
     """Published name -> Detectron2's name of every tensor of a model."""
     return {
@@ -141,37 +88,13 @@ def name_table(architecture: Architecture) -> dict[str, str]:
     }
 
 
-def conversion_report(conversion: PublishedConversion, verbose: bool = False) -> str:
-    """What became of every tensor: counts and all that was not used; every name if ``verbose``."""
-    lines = [f"{len(conversion.names)} tensors used"]
-    if verbose:
-        lines += [f"  {old} -> {new}" for old, new in conversion.names.items()]
-    rest = {
-        "dropped, without a place in the other framework": conversion.dropped,
-        "left over, covered by no rule": conversion.leftovers,
-        "missing, needed by the model": conversion.missing,
-    }
-    for what, names in rest.items():
-        lines.append(f"{len(names)} {what}{':' if names else ''}")
-        lines += [f"  {name}" for name in names]
-    return "\n".join(lines)
-
-
-def _convert(state, architecture, table, naming, anchor_order) -> PublishedConversion:
-    result = PublishedConversion(architecture, {}, {}, [], [], [])
-    permuted = ()
+def _convert(state, architecture, table, naming, anchor_order) -> Conversion:
+    result = rename(state, table.get, TRAINING_STATE, architecture)
     if architecture.anchors == len(anchor_order):
-        permuted = tuple(f"{layer}." for layer in naming.outputs[architecture.detector])
-    for name, tensor in state.items():
-        if name in table:
-            if permuted and name.startswith(permuted):
-                tensor = _reorder(tensor, anchor_order)
-            result.names[name] = table[name]
-            result.state[table[name]] = tensor
-        elif _TRAINING_STATE.search(name):
-            result.dropped.append(name)
-        else:
-            result.leftovers.append(name)
+        layers = tuple(f"{layer}." for layer in naming.outputs[architecture.detector])
+        for old, new in result.names.items():
+            if old.startswith(layers):
+                result.state[new] = _reorder(state[old], anchor_order)
     # PyTorch fills in counters of batches, which old files have not.
     result.missing.extend(n for n in table if n not in state and not n.endswith(_COUNTER))
     return result

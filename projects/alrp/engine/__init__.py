@@ -1,6 +1,6 @@
 """Training, evaluation and the checks before them, on Detectron2's engine."""
 
-from .checkpointer import CheckedCheckpointer
+from ..checkpoint import CheckedCheckpointer
 from .command import argument_parser, run_command, setup_config
 from .dry_run import dry_run
 from .trainer import Trainer

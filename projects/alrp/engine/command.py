@@ -7,15 +7,14 @@ import os
 import sys
 from typing import Callable
 import torch
-import yaml
 from torch.multiprocessing import ProcessRaisedException
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, launch
 from detectron2.utils.file_io import PathManager
 
 from ..checkpoint import TorchvisionPathHandler
-from ..config import add_alrp_config
+from ..config import load_config
 from ..data.datasets.coco_format import register_coco_format
 from ..errors import UserError
 from . import preflight
@@ -35,43 +34,16 @@ def argument_parser() -> argparse.ArgumentParser:
 def setup_config(args) -> CfgNode:
     """Frozen config of a command, with its COCO-format datasets registered.
 
-    Without a GPU ``MODEL.DEVICE`` starts as "cpu"; the file and the overrides may change it.
-
     Args:
         args: of Detectron2's ``default_argument_parser``.
 
     Raises:
-        UserError: if the file or an override does not fit.
+        UserError: if the file or an override does not fit, see :func:`alrp.config.load_config`.
     """
-    cfg = get_cfg()
-    add_alrp_config(cfg)
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    if args.config_file.endswith(".py"):
-        raise UserError(
-            f"--config-file {args.config_file!r} is a LazyConfig; pass it to "
-            "lazyconfig_train_net.py, or name a .yaml file."
-        )
-    try:
-        if args.config_file:
-            cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list(args.opts or [])
-    except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise UserError(_config_mistake(args, error)) from error
-    except yaml.YAMLError as error:
-        raise UserError(_config_mistake(args, error)) from error
+    cfg = load_config(args.config_file, args.opts)
     register_coco_format(cfg)
     cfg.freeze()
     return cfg
-
-
-def _config_mistake(args, error: Exception) -> str:
-    # str() of a KeyError is the repr of its message.
-    message = error.args[0] if isinstance(error, KeyError) else error
-    return (
-        f"config: {message}. Check --config-file {args.config_file!r} and the KEY VALUE pairs, "
-        "which must come after all --options."
-    )
 
 
 def run_command(main, args, setup: Callable[[argparse.Namespace], CfgNode] = setup_config) -> int:

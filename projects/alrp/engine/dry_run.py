@@ -14,7 +14,7 @@ from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
-from .checkpointer import CheckedCheckpointer
+from ..checkpoint import CheckedCheckpointer
 from .preflight import PUBLISHED_BATCH, published_learning_rate
 from .trainer import TrainingParts, distribute, epoch_length
 

@@ -24,12 +24,12 @@ from detectron2.utils import comm
 from detectron2.utils.registry import locate
 
 from ..architectures import HEAD_NODES
+from ..checkpoint import CheckedCheckpointer
 from ..config import add_alrp_config
 from ..data.datasets.coco_format import register_coco_format
 from ..errors import UserError
 from ..losses import SelfBalance
 from ..modeling import ALRPHeadLosses, APHeadLosses, FocalHeadLosses
-from .checkpointer import CheckedCheckpointer
 from .trainer import TrainingParts, distribute, epoch_length, synchronize_buffers
 
 _LOGGER = logging.getLogger(__name__)
@@ -45,6 +45,8 @@ _LOSS_TYPES = {
 def setup_lazy_config(args) -> DictConfig:
     """Config of a command, with its COCO-format datasets registered.
 
+    The file is Python code, which is run: read it before, if it is not yours.
+
     Without a GPU ``train.device`` starts as "cpu"; overrides may change it.
 
     Args:
@@ -53,6 +55,11 @@ def setup_lazy_config(args) -> DictConfig:
     Raises:
         UserError: if the file or an override does not fit.
     """
+    if not args.config_file.endswith(".py"):  # Detectron2 runs the Python tags of a YAML file
+        raise UserError(
+            f"--config-file {args.config_file!r} is no LazyConfig, whose name ends with .py; "
+            "train_net.py takes YAML files."
+        )
     try:
         cfg = LazyConfig.load(args.config_file)
         if not torch.cuda.is_available():

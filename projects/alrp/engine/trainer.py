@@ -29,10 +29,10 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from ..checkpoint import CheckedCheckpointer
 from ..data.dataset_mapper import build_mapper
 from ..errors import UserError
 from ..evaluation import LRPEvaluator
-from .checkpointer import CheckedCheckpointer
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 from typing import Mapping
@@ -12,28 +11,26 @@ from torch import Tensor
 from detectron2.modeling import build_model
 
 from ..architectures import head_node
-from ..checkpoint import (
-    BACKBONE_PREFIX,
+from ..config import load_config
+from ..errors import UserError
+from .architecture import (
     CLASS_COUNT_KEYS,
     FOVEABOX,
     RETINANET,
     Architecture,
-    PublishedConversion,
-    conversion_report,
-    detectron2_to_published,
-    imagenet_to_detectron2,
-    is_torchvision_resnet,
-    non_finite_tensor,
-    published_to_detectron2,
-    read_checkpoint,
     rows_of,
-    shape_differences,
-    split_checkpoint,
-    without_prefix,
-    write_checkpoint,
 )
-from ..errors import UserError
-from .command import setup_config
+from .conversion import (
+    BACKBONE_PREFIX,
+    Conversion,
+    conversion_report,
+    non_finite_tensor,
+    shape_differences,
+    without_prefix,
+)
+from .files import read_checkpoint, split_checkpoint, write_checkpoint
+from .published import detectron2_to_published, published_to_detectron2
+from .resnet import imagenet_to_detectron2, is_torchvision_resnet
 
 # Detectors whose tensors have the same names, by the node of MODEL that their head reads.
 _DENSE_DETECTORS = {"RETINANET": RETINANET, "FOVEABOX": FOVEABOX}
@@ -99,12 +96,10 @@ def convert_file(
     return "\n".join([*lines, f"wrote {target}", _advice(result, configs, config_file, target)])
 
 
-def _convert(
-    state: Mapping[str, Tensor], reverse: bool, config_file: str | None
-) -> PublishedConversion:
+def _convert(state: Mapping[str, Tensor], reverse: bool, config_file: str | None) -> Conversion:
     """The conversion for what the names say that a state dict is."""
     if reverse:
-        cfg = _load(config_file, []) if config_file else None
+        cfg = load_config(config_file) if config_file else None
         detector = _DENSE_DETECTORS.get(head_node(cfg)) if cfg else None
         return detectron2_to_published(state, detector)
     backbone = without_prefix(state, "backbone.")
@@ -113,7 +108,7 @@ def _convert(
     return published_to_detectron2(state)
 
 
-def _why_unusable(result: PublishedConversion) -> str:
+def _why_unusable(result: Conversion) -> str:
     """Why no model could load the outcome of a conversion; empty if one could."""
     if result.leftovers or result.missing:
         return "tensors are left over or missing"
@@ -150,26 +145,20 @@ def _check_against(
 
 def _class_override(config_file: str, architecture: Architecture) -> list[str]:
     """KEY and VALUE that give a config the classes of a checkpoint; empty if it has them."""
-    key, cfg = CLASS_COUNT_KEYS[architecture.detector], _load(config_file, [])
+    key, cfg = CLASS_COUNT_KEYS[architecture.detector], load_config(config_file)
     if functools.reduce(getattr, key.split("."), cfg) == architecture.num_classes:
         return []
     return [key, str(architecture.num_classes)]
 
 
-def _load(config_file: str, overrides: list[str]):
-    return setup_config(argparse.Namespace(config_file=config_file, opts=overrides))
-
-
 def _model_state(config_file: str, overrides: list[str]) -> dict[str, Tensor]:
     """State dict of the model of a config, without memory for its values."""
-    cfg = _load(config_file, ["MODEL.DEVICE", "meta", *overrides])
+    cfg = load_config(config_file, ["MODEL.DEVICE", "meta", *overrides])
     with torch.device("meta"):
         return build_model(cfg).state_dict()
 
 
-def _advice(
-    result: PublishedConversion, configs: list[str], config_file: str | None, target: str
-) -> str:
+def _advice(result: Conversion, configs: list[str], config_file: str | None, target: str) -> str:
     """How to use a converted file."""
     if result.architecture is None:
         return f"to train from it: MODEL.WEIGHTS {target}, with any config of this backbone"

@@ -9,16 +9,13 @@ import torch
 
 from detectron2.checkpoint import DetectionCheckpointer
 
-from ..checkpoint import (
-    STARTS_AT_ZERO,
-    explain_unreadable,
-    has_published_names,
-    is_torchvision_resnet,
-    non_finite_tensor,
-    torchvision_to_detectron2,
-)
 from ..errors import UserError
+from ..files import replacing
 from ..losses import SelfBalance
+from .conversion import STARTS_AT_ZERO, non_finite_tensor
+from .files import explain_unreadable
+from .published import has_published_names
+from .resnet import is_torchvision_resnet, torchvision_to_detectron2
 
 _STEM = "stem.conv1.weight"
 _CONVERT_FIRST = "convert it first: python tools/convert_checkpoint.py IN.pth OUT.pth"
@@ -148,10 +145,8 @@ class CheckedCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """As the parent, but a kill in between leaves the old tag instead of an empty one."""
-        path = os.path.join(self.save_dir, "last_checkpoint")
-        with open(path + ".tmp", "w") as f:
-            f.write(last_filename_basename)
-        os.replace(path + ".tmp", path)
+        with replacing(os.path.join(self.save_dir, "last_checkpoint")) as file:
+            file.write(last_filename_basename.encode())
 
 
 def _check_is_state_dict(state: Any, filename: str) -> None:

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from alrp.checkpoint import is_torchvision_resnet, torchvision_to_detectron2
+from alrp.checkpoint.resnet import is_torchvision_resnet, torchvision_to_detectron2
 from alrp.config import add_alrp_config
 from alrp.engine import CheckedCheckpointer
 from alrp.errors import UserError
@@ -31,19 +31,22 @@ def test_each_kind_of_name_is_renamed_and_its_tensor_passed_through(name, rename
     tensor = torch.ones(1)
     conversion = torchvision_to_detectron2({name: tensor})
     assert conversion.state == {renamed: tensor} and conversion.state[renamed] is tensor
+    assert conversion.names == {name: renamed}
     assert (conversion.dropped, conversion.leftovers) == ([], [])
 
 
 @pytest.mark.parametrize("name", ["fc.weight", "fc.bias", "layer1.0.bn1.num_batches_tracked"])
 def test_what_a_detector_has_no_place_for_is_dropped_and_named(name):
-    assert torchvision_to_detectron2({name: torch.ones(1)}) == ({}, [name], [])
+    conversion = torchvision_to_detectron2({name: torch.ones(1)})
+    assert (conversion.state, conversion.dropped, conversion.leftovers) == ({}, [name], [])
 
 
 @pytest.mark.parametrize(
     "name", ["layer5.0.conv1.weight", "layer1.0.se.weight", "conv1.bias2", "xconv1.weight"]
 )
 def test_what_no_rule_covers_is_reported(name):
-    assert torchvision_to_detectron2({name: torch.ones(1)}) == ({}, [], [name])
+    conversion = torchvision_to_detectron2({name: torch.ones(1)})
+    assert (conversion.state, conversion.dropped, conversion.leftovers) == ({}, [], [name])
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
