@@ -21,7 +21,6 @@ from detectron2.modeling import (
     ROI_HEADS_REGISTRY,
 )
 from detectron2.utils import comm
-from detectron2.utils.registry import locate
 
 from ..architectures import HEAD_NODES
 from ..checkpoint import CheckedCheckpointer
@@ -30,7 +29,14 @@ from ..data.datasets.coco_format import register_coco_format
 from ..errors import UserError
 from ..losses import SelfBalance
 from ..modeling import ALRPHeadLosses, APHeadLosses, FocalHeadLosses
-from .trainer import TrainingParts, distribute, epoch_length, synchronize_buffers
+from .resuming import SeededIterations
+from .trainer import (
+    ResultsOnlyAfterSuccess,
+    TrainingParts,
+    distribute,
+    epoch_length,
+    synchronize_buffers,
+)
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -129,16 +135,16 @@ def _set_component_names(node: CfgNode, model: DictConfig) -> None:
 def build_lazy_parts(cfg: DictConfig) -> TrainingParts:
     """Data first, as the model needs the length of an epoch; nothing is written."""
     options = cfg.dataloader.train
-    dataset = instantiate(options.dataset)
-    set_lazy_self_balance_period(cfg.model, epoch_length(len(dataset), options.total_batch_size))
+    seeding = SeededIterations(cfg.train.get("seed", -1), lambda: instantiate(options))
+    loader = seeding.build_train_loader()
+    num_images = seeding.num_images
+    if num_images is None:
+        num_images = len(instantiate(options.dataset))
+    set_lazy_self_balance_period(cfg.model, epoch_length(num_images, options.total_batch_size))
     model = instantiate(cfg.model).to(cfg.train.device).train()
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    # Not by instantiate(), which would read the dataset again.
-    build = locate(options._target_) if isinstance(options._target_, str) else options._target_
-    others = {k: instantiate(v) for k, v in options.items() if k not in ("_target_", "dataset")}
-    loader = build(dataset=dataset, **others)
-    return TrainingParts(as_cfg_node(cfg), model, optimizer, loader, len(dataset))
+    return TrainingParts(as_cfg_node(cfg), model, optimizer, loader, num_images, seeding)
 
 
 def set_lazy_self_balance_period(model: DictConfig, period: int) -> None:
@@ -149,15 +155,24 @@ def set_lazy_self_balance_period(model: DictConfig, period: int) -> None:
             _LOGGER.info(f"Self-balance period: {period} iterations, one epoch")
 
 
+class _LazyTrainer(ResultsOnlyAfterSuccess, SimpleTrainer):
+    """Trains without a config of its own; failures are not followed by an evaluation."""
+
+
+class _LazyAMPTrainer(ResultsOnlyAfterSuccess, AMPTrainer):
+    """As ``_LazyTrainer``, in mixed precision."""
+
+
 def train_lazy(cfg: DictConfig, *, resume: bool = False) -> None:
     """Train; evaluate every ``train.eval_period`` iterations and at the end."""
     parts = build_lazy_parts(cfg)
     model = distribute(parts.model, **cfg.train.ddp)
-    trainer_class = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
+    trainer_class = _LazyAMPTrainer if cfg.train.amp.enabled else _LazyTrainer
     trainer = trainer_class(model, parts.data_loader, parts.optimizer)
     checkpointer = CheckedCheckpointer(model, cfg.train.output_dir, complete=False, trainer=trainer)
     trainer.register_hooks(
         [
+            parts.seeding,
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             *_main_only(lambda: hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)),

@@ -23,6 +23,7 @@ from detectron2.engine import (
     SimpleTrainer,
     TrainerBase,
     create_ddp_model,
+    hooks,
 )
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
@@ -31,8 +32,10 @@ from detectron2.utils.logger import setup_logger
 
 from ..checkpoint import CheckedCheckpointer
 from ..data.dataset_mapper import build_mapper
+from ..data.stream import with_places
 from ..errors import UserError
 from ..evaluation import LRPEvaluator
+from .resuming import SeededIterations
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class TrainingParts(NamedTuple):
         optimizer: of ``model``.
         data_loader: of this process's share of each batch.
         num_images: length of the training set.
+        seeding: hook that gives each iteration its images and random numbers.
     """
 
     cfg: CfgNode
@@ -53,13 +57,31 @@ class TrainingParts(NamedTuple):
     optimizer: torch.optim.Optimizer
     data_loader: DataLoader
     num_images: int
+    seeding: SeededIterations
 
 
-class Trainer(DefaultTrainer):
+class ResultsOnlyAfterSuccess:
+    """Mixin of trainers: nothing is evaluated after a failure.
+
+    Detectron2's hooks take a failure in the last iteration for the end of the training; their
+    evaluation hides the error, and its results look like those of a finished run.
+    """
+
+    def after_train(self) -> None:
+        """As the parent; after a failure without the hooks that evaluate."""
+        if self.iter < self.max_iter:
+            evaluating = (hooks.EvalHook, hooks.BestCheckpointer)
+            self._hooks = [hook for hook in self._hooks if not isinstance(hook, evaluating)]
+        super().after_train()
+
+
+class Trainer(ResultsOnlyAfterSuccess, DefaultTrainer):
     """``DefaultTrainer`` that knows the length of an epoch, evaluates LRP, and runs on CPU ranks.
 
     The self-balance period of the model is one epoch of ``DATASETS.TRAIN`` unless the config sets
-    it. Several processes work without a GPU as well (Gloo).
+    it. Several processes work without a GPU as well (Gloo). A resumed run sees the images and draws
+    the random numbers that an uninterrupted one does. All methods that ``DefaultTrainer`` lets
+    subclasses override are called with its signatures.
     """
 
     def __init__(self, cfg) -> None:
@@ -80,7 +102,8 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
-        self.register_hooks(self.build_hooks())
+        # Not in build_hooks(), which a subclass may replace.
+        self.register_hooks([parts.seeding, *self.build_hooks()])
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
@@ -91,12 +114,19 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_parts(cls, cfg) -> TrainingParts:
         """Data first, as the model needs the length of an epoch; nothing is written."""
-        dataset = cls.load_train_dataset(cfg)
-        cfg = set_self_balance_period(cfg, len(dataset))
+        seeding = SeededIterations(cfg.SEED, lambda: cls.build_train_loader(cfg))
+        loader = seeding.build_train_loader()
+        num_images = seeding.num_images
+        if num_images is None:
+            num_images = len(
+                get_detection_dataset_dicts(
+                    cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+                )
+            )
+        cfg = set_self_balance_period(cfg, num_images)
         model = cls.build_model(cfg)
         optimizer = cls.build_optimizer(cfg, model)
-        loader = cls.build_train_loader(cfg, dataset)
-        return TrainingParts(cfg, model, optimizer, loader, len(dataset))
+        return TrainingParts(cfg, model, optimizer, loader, num_images, seeding)
 
     @classmethod
     def build_optimizer(cls, cfg, model):
@@ -122,20 +152,11 @@ class Trainer(DefaultTrainer):
             fused=torch.__version__ >= (2, 4),  # on the CPU from this version on
         )
 
-    @staticmethod
-    def load_train_dataset(cfg) -> list[dict]:
-        """Dataset dicts of ``DATASETS.TRAIN``, without empty images if the config says so."""
-        return get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        )
-
     @classmethod
     def build_train_loader(cls, cfg, dataset: list[dict] | None = None):
-        """As the parent, by ``INPUT.AUGMENTATION``, from ``dataset`` if it is loaded already."""
-        if dataset is None:
-            dataset = cls.load_train_dataset(cfg)
+        """As the parent, by ``INPUT.AUGMENTATION``; of ``dataset`` if it is given."""
         mapper = build_mapper(cfg, is_train=True)
-        return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset)
+        return with_places(build_detection_train_loader(cfg, mapper=mapper, dataset=dataset))
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name: str):

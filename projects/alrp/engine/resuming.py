@@ -1,0 +1,102 @@
+"""What makes a resumed run the continuation of the interrupted one, beside the checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import numpy as np
+import random
+from typing import Callable, Iterable
+import torch
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from ..data.stream import ImageStream, collected_streams, mixed_seed, seeded, with_places
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class SeededIterations(HookBase):
+    """Gives each iteration its images and random numbers, resumed or not.
+
+    The order of the images and their augmentation are those of :mod:`alrp.data.stream`. All other
+    numbers, such as a sampling of proposals, are drawn from generators that are seeded before every
+    iteration. A checkpoint holds the seed and the number of images seen. It is assumed that an
+    iteration takes one batch from the loader.
+
+    Args:
+        seed: of the run; if negative, one is drawn.
+        build_train_loader: builds the loader; what it draws depends on the seed alone.
+    """
+
+    def __init__(self, seed: int, build_train_loader: Callable[[], Iterable]) -> None:
+        self._is_given = seed >= 0
+        self._seed = seed if self._is_given else comm.shared_random_seed()
+        self._build_train_loader = build_train_loader
+        self._stream: ImageStream | None = None
+        self._resumed: dict[str, int] | None = None
+        self._first_batch = 0
+
+    def build_train_loader(self) -> Iterable:
+        """The training loader, in which this hook will choose the first batch."""
+        with collected_streams() as streams, seeded(self._seed):
+            loader = with_places(self._build_train_loader())
+        # Nobody knows in which order several streams are read.
+        self._stream = streams[0] if len(streams) == 1 else None
+        return loader
+
+    @property
+    def num_images(self) -> int | None:
+        """Length of the training set; None if the loader is not one of Detectron2's."""
+        return None if self._stream is None else self._stream.num_images
+
+    def before_train(self) -> None:
+        """Choose the first batch."""
+        self._first_batch = self.trainer.start_iter  # of a checkpoint without this state
+        resumed = comm.all_gather(self._resumed)[0]  # not every machine may see the checkpoint
+        if resumed is not None:
+            self._continue(**resumed)
+        if self._stream is not None:
+            self._stream.first_batch = self._first_batch
+        elif self._first_batch > 0:
+            _LOGGER.warning(
+                "The training loader is not one of build_detection_train_loader, so that it starts "
+                "anew: this part of the run sees the images that its first part saw."
+            )
+
+    def before_step(self) -> None:
+        """Seed the generators of this process."""
+        seed = mixed_seed(self._seed, comm.get_rank(), self.trainer.iter)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+    def state_dict(self) -> dict[str, int]:
+        """Seed, images seen by all processes, and images per iteration."""
+        num_batches = self._first_batch + self.trainer.iter + 1 - self.trainer.start_iter
+        return {"seed": self._seed, "num_seen": num_batches * self._batch, "batch": self._batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on behind the images seen, in the order of the seed of the checkpoint."""
+        self._resumed = state
+
+    def _continue(self, seed: int, num_seen: int, batch: int) -> None:
+        if seed != self._seed:
+            if self._is_given:
+                _LOGGER.warning(
+                    f"SEED is {self._seed}, but the resumed run goes on with its own, {seed}."
+                )
+            self._seed = seed
+            trainer = getattr(self.trainer, "_trainer", self.trainer)
+            trainer.reset_data_loader(self.build_train_loader)
+        self._first_batch = -(-num_seen // self._batch)
+        if batch != self._batch:
+            _LOGGER.warning(
+                f"An iteration had {batch} images and has {self._batch} now: the run goes on "
+                f"behind the {num_seen} images that it saw."
+            )
+
+    @property
+    def _batch(self) -> int:
+        """Images per iteration, of all processes."""
+        return comm.get_world_size() * (1 if self._stream is None else self._stream.batch_size)
