@@ -15,7 +15,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..checkpoint import TorchvisionPathHandler
 from ..config import load_config
-from ..data.datasets.coco_format import register_coco_format
+from ..data.datasets.coco_format import expand_path, register_coco_format
 from ..errors import UserError
 from . import preflight
 
@@ -34,6 +34,8 @@ def argument_parser() -> argparse.ArgumentParser:
 def setup_config(args) -> CfgNode:
     """Frozen config of a command, with its COCO-format datasets registered.
 
+    ``~`` and environment variables in ``OUTPUT_DIR`` and ``MODEL.WEIGHTS`` are replaced.
+
     Args:
         args: of Detectron2's ``default_argument_parser``.
 
@@ -41,6 +43,8 @@ def setup_config(args) -> CfgNode:
         UserError: if the file or an override does not fit, see :func:`alrp.config.load_config`.
     """
     cfg = load_config(args.config_file, args.opts)
+    cfg.OUTPUT_DIR = expand_path(cfg.OUTPUT_DIR, "OUTPUT_DIR")
+    cfg.MODEL.WEIGHTS = expand_path(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
     register_coco_format(cfg)
     cfg.freeze()
     return cfg

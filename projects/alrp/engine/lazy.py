@@ -25,7 +25,7 @@ from detectron2.utils import comm
 from ..architectures import HEAD_NODES
 from ..checkpoint import CheckedCheckpointer
 from ..config import add_alrp_config
-from ..data.datasets.coco_format import register_coco_format
+from ..data.datasets.coco_format import expand_path, register_coco_format
 from ..errors import UserError
 from ..losses import SelfBalance
 from ..modeling import ALRPHeadLosses, APHeadLosses, FocalHeadLosses
@@ -53,7 +53,8 @@ def setup_lazy_config(args) -> DictConfig:
 
     The file is Python code, which is run: read it before, if it is not yours.
 
-    Without a GPU ``train.device`` starts as "cpu"; overrides may change it.
+    Without a GPU ``train.device`` starts as "cpu"; overrides may change it. ``~`` and environment
+    variables in ``train.output_dir`` and ``train.init_checkpoint`` are replaced.
 
     Args:
         args: of ``argument_parser``; overrides are written ``path.key=value``.
@@ -80,6 +81,8 @@ def setup_lazy_config(args) -> DictConfig:
             "which must be a Python LazyConfig (train_net.py takes YAML), and the path.key=value "
             "overrides, which must come after all --options."
         ) from error
+    for key in ("output_dir", "init_checkpoint"):
+        cfg.train[key] = expand_path(cfg.train[key] or "", f"train.{key}")
     register_coco_format(as_cfg_node(cfg))
     return cfg
 

@@ -132,25 +132,29 @@ class Trainer(ResultsOnlyAfterSuccess, DefaultTrainer):
     def build_optimizer(cls, cfg, model):
         """As the parent, or AdamW if ``SOLVER.OPTIMIZER`` says so.
 
+        ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` may also be "full_model": one norm over the gradients of
+        all parameters. "value" and "norm" limit each parameter on its own.
+
         Raises:
             UserError: for another optimizer.
         """
+        clipping = cfg.SOLVER.CLIP_GRADIENTS
+        clips_model = clipping.ENABLED and clipping.CLIP_TYPE == "full_model"
+        if clips_model:
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
         if cfg.SOLVER.OPTIMIZER == "SGD":
-            return super().build_optimizer(cfg, model)
-        if cfg.SOLVER.OPTIMIZER != "AdamW":
+            optimizer = super().build_optimizer(cfg, model)
+        elif cfg.SOLVER.OPTIMIZER == "AdamW":
+            optimizer = _build_adamw(cfg, model, clips=clipping.ENABLED)
+        else:
             raise UserError(
                 f'SOLVER.OPTIMIZER must be "SGD" or "AdamW", but is "{cfg.SOLVER.OPTIMIZER}".'
             )
-        parameters = get_default_optimizer_params(
-            model, weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM
-        )
-        optimizer_class = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-        return optimizer_class(
-            parameters,
-            lr=cfg.SOLVER.BASE_LR,
-            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-            fused=torch.__version__ >= (2, 4),  # on the CPU from this version on
-        )
+        if clips_model:
+            _clip_whole_model(optimizer, clipping.CLIP_VALUE, clipping.NORM_TYPE)
+        return optimizer
 
     @classmethod
     def build_train_loader(cls, cfg, dataset: list[dict] | None = None):
@@ -179,6 +183,29 @@ class Trainer(ResultsOnlyAfterSuccess, DefaultTrainer):
                 LRPEvaluator(dataset_name, output_dir=output_folder),
             ]
         )
+
+
+def _build_adamw(cfg, model: nn.Module, *, clips: bool) -> torch.optim.Optimizer:
+    optimizer_class = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+    # A fused step undoes the scale of mixed precision inside, after the clipping, which must see
+    # the true gradients. Before PyTorch 2.4 there is no fused step on the CPU.
+    fused = torch.__version__ >= (2, 4) and not (clips and cfg.SOLVER.AMP.ENABLED)
+    return optimizer_class(
+        get_default_optimizer_params(model, weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM),
+        lr=cfg.SOLVER.BASE_LR,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        fused=fused,
+    )
+
+
+def _clip_whole_model(optimizer: torch.optim.Optimizer, most: float, norm_type: float) -> None:
+    """Scale all gradients together before each step, so that their norm is at most ``most``."""
+
+    def clip(optimizer, args, kwargs) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, most, norm_type)
+
+    optimizer.register_step_pre_hook(clip)
 
 
 def synchronize_buffers(model: nn.Module) -> None:

@@ -28,7 +28,8 @@ def register_coco_format(cfg: CfgNode) -> None:
     for i, entry in enumerate(cfg.DATASETS.COCO_FORMAT):
         where = f"DATASETS.COCO_FORMAT entry {i + 1}"
         name, annotation_json, image_folder = _checked_triple(entry, where)
-        _register(name, _expanded(annotation_json, where), _expanded(image_folder, where), where)
+        paths = [os.path.abspath(expand_path(p, where)) for p in (annotation_json, image_folder)]
+        _register(name, *paths, where)
 
 
 def coco_format_names(cfg: CfgNode) -> list[str]:
@@ -49,8 +50,16 @@ def _checked_triple(entry: object, where: str) -> tuple[str, str, str]:
     return tuple(entry)
 
 
-def _expanded(path: str, where: str) -> str:
-    """Absolute form of ``path`` with ``~`` and environment variables replaced."""
+def expand_path(path: str, where: str) -> str:
+    """``path`` with ``~`` and environment variables (``$NAME``, ``${NAME}``) replaced.
+
+    Args:
+        path: as a user wrote it.
+        where: the config key it stands in, for the message.
+
+    Raises:
+        UserError: if an environment variable is not set.
+    """
     expanded = os.path.expanduser(os.path.expandvars(path))
     left = re.search(r"\$(\w+|\{[^}]*\})", expanded)
     if left:
@@ -59,7 +68,7 @@ def _expanded(path: str, where: str) -> str:
             f"{where}: the path {path!r} needs the environment variable {variable}, which is not "
             f"set; run `export {variable}=/path/to/folder` first or write the path out."
         )
-    return os.path.abspath(expanded)
+    return expanded
 
 
 def _register(name: str, annotation_json: str, image_folder: str, where: str) -> None:
