@@ -266,6 +266,16 @@ def test_nan_weights(fail, command_line, tmp_path, options):
     assert not (tmp_path / "output" / "inference").exists()
 
 
+@pytest.mark.parametrize("options", [(), ("--eval-only",)], ids=["train", "evaluate"])
+def test_a_negative_self_balance_weight(fail, command_line, tmp_path, options):
+    def spoil(state):
+        state["head_losses.self_balance.weight"].fill_(-5)
+
+    path = checkpoint(tmp_path / "negative.pth", spoil)(command_line())
+    message = fail(*options, MODEL__WEIGHTS=path)
+    assert "checkpoint: head_losses.self_balance.weight is -5.0" in message
+
+
 @pytest.mark.parametrize(
     "content, said",
     [

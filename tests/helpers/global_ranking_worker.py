@@ -9,7 +9,7 @@ import torch.distributed as dist
 from helpers.gloo_worker import gloo_group
 from torch import Tensor
 
-from alrp.losses import alrp_loss, ap_loss
+from alrp.losses import SelfBalance, alrp_loss, ap_loss
 from alrp.losses.backends import choice
 from alrp.modeling import ALRPHeadLosses
 
@@ -62,14 +62,14 @@ def loss_and_gradients(loss: str, share: tuple[Tensor, Tensor, Tensor], group) -
     }
 
 
-def bridge_losses(rank: int, world_size: int) -> dict:
+def bridge_losses(rank: int, world_size: int, self_balance: SelfBalance | None = None) -> dict:
     """Losses of the bridge over all processes, on rows that depend on the process."""
     generator = torch.Generator().manual_seed(rank)
     gt_classes = torch.tensor([0, 2, 3, 3, 1, -1, 3][rank:])
-    pred_logits = torch.randn(len(gt_classes), 3, generator=generator)
+    pred_logits = torch.randn(len(gt_classes), 3, generator=generator).requires_grad_()
     num_positives = int(((gt_classes >= 0) & (gt_classes < 3)).sum())
     boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0]]).repeat(num_positives, 1)
-    bridge = ALRPHeadLosses(num_classes=3, global_ranking=True)
+    bridge = ALRPHeadLosses(num_classes=3, global_ranking=True, self_balance=self_balance)
     return {k: v.item() for k, v in bridge(pred_logits, gt_classes, boxes, boxes + 1).items()}
 
 

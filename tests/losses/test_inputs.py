@@ -74,6 +74,25 @@ def test_errors_without_positives_are_refused():
         alrp_loss(torch.zeros(3), torch.zeros(3).long(), torch.zeros(2))
 
 
+def test_negative_errors_are_refused():
+    with pytest.raises(ValueError, match="loc_errors: 1 of 2 are negative"):
+        alrp_loss(torch.zeros(3), torch.tensor([1, 0, 1]), torch.tensor([0.5, -0.3]))
+
+
+def test_errors_that_are_negative_by_rounding_are_accepted():
+    """As 1 - GIoU in bfloat16 may be for a perfect box."""
+    errors = torch.tensor([-(2.0**-8)], dtype=torch.bfloat16)
+    assert alrp_loss(torch.zeros(2), torch.tensor([1, 0]), errors).loc < 0
+
+
+@pytest.mark.parametrize("eps", [-1e-5, float("nan"), float("inf")])
+@pytest.mark.parametrize("targets", [[1, 0], [0, 0]], ids=["positives", "no_positives"])
+def test_eps_must_be_a_number_at_least_zero(eps, targets):
+    targets = torch.tensor(targets)
+    with pytest.raises(ValueError, match=f"eps .* but is {eps};"):
+        alrp_loss(torch.zeros(2), targets, errors_for(targets), eps=eps)
+
+
 @pytest.mark.parametrize("shape", [(2, 1), (1, 2), (2, 4)])
 def test_errors_must_be_one_per_positive_in_one_dimension(shape):
     with pytest.raises(ValueError, match="loc_errors"):

@@ -136,6 +136,37 @@ def test_unmatched_shapes_are_refused(pred, gt):
         localization_error(torch.zeros(pred), torch.zeros(gt))
 
 
+@pytest.mark.parametrize("box", [[0.5, 0.5, 0.2, 0.8], [0.5, 0.5, 0.8, 0.2]])
+def test_ground_truth_with_crossed_corners_is_refused(box):
+    gt = torch.tensor([[0.0, 0, 1, 1], box])
+    with pytest.raises(ValueError, match=r"row 1 is \[0.5, 0.5, 0.[28].*centre and size\?"):
+        localization_error(gt + 0.01, gt)
+
+
+@pytest.mark.cuda
+def test_ground_truth_with_crossed_corners_gives_nan_without_waiting_for_a_gpu():
+    gt = torch.tensor([[0.0, 0, 1, 1], [0.5, 0.5, 0.2, 0.3]], device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        errors = localization_error(gt + 0.01, gt)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert errors.isnan().tolist() == [False, True]
+
+
+def test_predicted_boxes_may_have_crossed_corners(generator):
+    pred = random_boxes(8, generator)[:, [2, 1, 0, 3]].requires_grad_()
+    errors = localization_error(pred, random_boxes(8, generator))
+    errors.sum().backward()
+    assert (errors >= 0.5).all() and pred.grad.isfinite().all() and pred.grad.any()
+
+
+@pytest.mark.parametrize("eps", [-1e-6, float("nan"), float("inf")])
+def test_eps_must_be_a_number_at_least_zero(eps):
+    with pytest.raises(ValueError, match=f"eps .* but is {eps};"):
+        localization_error(torch.zeros(1, 4), torch.zeros(1, 4), eps=eps)
+
+
 @pytest.mark.parametrize("tau", [1.0, 1.5, -0.1, float("nan")])
 def test_tau_outside_the_half_open_unit_interval_is_refused(tau):
     with pytest.raises(ValueError, match=f"tau.*{tau}"):

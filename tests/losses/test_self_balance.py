@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.gloo_worker import PERIOD, STEPS, output_of, run_steps, train_and_resume
+from helpers.gloo_worker import (
+    PERIOD,
+    STEPS,
+    output_of,
+    run_steps,
+    train_and_resume,
+    validate_unevenly,
+)
 from torch import nn
 from torch.testing import assert_close
 
@@ -103,15 +110,91 @@ def test_evaluation_returns_the_weight_and_changes_nothing(period):
     assert_close(dict(balance.state_dict()), state, rtol=0, atol=0)
 
 
+def state_of(balance):
+    return {name: value.clone() for name, value in balance.state_dict().items()}
+
+
+def count_under_no_grad(balance):
+    with torch.no_grad():
+        return balance(output_of((0.9, 0.1)))
+
+
+def count_in_inference_mode(balance):
+    with torch.inference_mode():
+        return balance(output_of((0.9, 0.1)))
+
+
+def count_without_gradients(balance):
+    return balance(type(output_of(None))(*(part.detach() for part in output_of((0.9, 0.1)))))
+
+
+def count_while_paused(balance):
+    with balance.paused():
+        return balance(output_of((0.9, 0.1)))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [count_under_no_grad, count_in_inference_mode, count_without_gradients, count_while_paused],
+)
+@pytest.mark.parametrize("period", [None, 1])
+def test_a_validation_loss_in_training_mode_does_not_count(call, period):
+    balance = SelfBalance(period, init_weight=7.0)
+    before = state_of(balance)
+    assert call(balance) == 7.0
+    assert_close(state_of(balance), before, rtol=0, atol=0)
+
+
+def test_counting_goes_on_after_a_pause_that_was_left_by_an_error():
+    balance = SelfBalance(1)
+    with pytest.raises(ZeroDivisionError), balance.paused(), balance.paused():
+        1 / 0
+    np.testing.assert_allclose(run_steps(balance, [(0.9, 0.1)]), [10], rtol=1e-6)
+
+
+def test_frozen_scores_do_not_stop_the_counting():
+    out = output_of((0.9, 0.1))._replace(cls=torch.tensor(0.9))
+    np.testing.assert_allclose(SelfBalance(1)(out).item(), 10, rtol=1e-6)
+
+
 def test_training_without_a_period_tells_how_to_set_it():
     with pytest.raises(RuntimeError, match="(?i)period"):
         SelfBalance()(output_of((0.9, 0.1)))
 
 
-@pytest.mark.parametrize("period", [0, -3])
+@pytest.mark.parametrize("period", [0, -3, float("nan")])
 def test_period_must_be_at_least_one(period):
     with pytest.raises(ValueError, match=f"period.*{period}"):
         SelfBalance(period)
+
+
+@pytest.mark.parametrize("weight", [0, -5.0, float("nan"), float("inf")])
+def test_initial_weight_must_be_a_positive_number(weight):
+    with pytest.raises(ValueError, match=f"init_weight.* above 0, but is {weight};"):
+        SelfBalance(5, weight)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *(("weight", value) for value in (0.0, -5.0, float("nan"), float("inf"))),
+        *(("sum_cls", value) for value in (-1.0, float("nan"))),
+        *(("sum_loc", value) for value in (-1.0, float("inf"))),
+        ("count", -1000),
+    ],
+)
+def test_an_impossible_state_is_refused_by_name(name, value):
+    model = nn.ModuleDict({"balance": SelfBalance(3)})
+    state = model.state_dict()
+    state[f"balance.{name}"] = torch.tensor(value)
+    with pytest.raises(ValueError, match=f"balance.{name} is {value}, but "):
+        model.load_state_dict(state)
+
+
+def test_a_state_on_the_meta_device_loads():
+    with torch.device("meta"):
+        state = SelfBalance(3).state_dict()
+        SelfBalance(3).load_state_dict(state)
 
 
 def test_state_is_four_buffers_and_no_parameters():
@@ -164,14 +247,14 @@ def test_strict_loading_still_reports_other_missing_keys():
 def test_buffers_move_with_the_module(device):
     balance = SelfBalance(1).to(device)
     out = output_of((0.9, 0.1))
-    weight = balance(type(out)(*(part.detach().to(device) for part in out)))
+    weight = balance(type(out)(*(part.to(device) for part in out)))
     assert weight.device.type == device.type
     assert_close(weight.cpu(), torch.tensor(10.0))
 
 
 def test_float64_losses_are_accepted():
     out = output_of((0.9, 0.1))
-    weight = SelfBalance(1)(type(out)(*(part.detach().double() for part in out)))
+    weight = SelfBalance(1)(type(out)(*(part.double() for part in out)))
     assert_close(weight.float(), torch.tensor(10.0))
 
 
@@ -195,3 +278,14 @@ def test_two_processes_follow_the_rule_on_the_pooled_sums(two_processes):
 
 def test_two_processes_resume_from_the_checkpoint_of_the_first(two_processes):
     np.testing.assert_array_equal(two_processes[:, 1], two_processes[:, 0])
+
+
+def test_uneven_validation_passes_neither_hang_nor_count(tmp_path):
+    """Each collective call of a pass would wait for the process that has fewer of them."""
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        pytest.skip("this PyTorch has no Gloo")
+    torch.multiprocessing.spawn(validate_unevenly, args=(2, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        validated, plain = torch.load(tmp_path / f"rank{rank}.pth", weights_only=True)
+        assert_close(dict(validated), dict(plain), rtol=0, atol=0)
+        assert plain["count"] == 1 and plain["weight"] != 50

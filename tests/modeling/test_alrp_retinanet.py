@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pytest
 import torch
 from helpers import dense_worker
@@ -25,6 +26,7 @@ from torch.testing import assert_close
 
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes
+from detectron2.utils.events import EventStorage
 
 from alrp.losses import SelfBalance
 from alrp.modeling import (
@@ -207,6 +209,15 @@ def test_events_hold_the_weight_and_the_unweighted_loss():
     assert latest["alrp/precision"] == pytest.approx(1 - losses["loss_cls"].item(), rel=1e-5)
     assert 0 < latest["alrp/loc_error"] < 2
     assert latest["num_pos_anchors"] > 0
+
+
+def test_a_validation_loss_in_training_mode_leaves_no_events_and_no_state():
+    model = small_model().train()
+    before = copy.deepcopy(model.head_losses.self_balance.state_dict())
+    with torch.no_grad(), EventStorage(19) as storage:
+        assert model(copy.deepcopy(BATCH))["loss_cls"] > 0
+    assert storage.latest() == {}
+    assert model.head_losses.self_balance.state_dict() == before
 
 
 def test_self_balance_state_travels_in_the_state_dict():

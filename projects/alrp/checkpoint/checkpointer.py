@@ -107,7 +107,10 @@ class CheckedCheckpointer(DetectionCheckpointer):
                 f"checkpoint: tensor {name} holds NaN or Inf, so the training that wrote it "
                 "had diverged; use an earlier checkpoint or a lower learning rate."
             )
-        incompatible = super()._load_model(checkpoint)
+        try:
+            incompatible = super()._load_model(checkpoint)
+        except ValueError as error:  # a module refuses its state, as SelfBalance does
+            raise UserError(f"checkpoint: {error}") from error
         missing = list(incompatible.missing_keys)
         misshapen = [
             f"{name} {tuple(found)} instead of {tuple(expected)}"

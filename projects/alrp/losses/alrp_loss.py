@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 import torch
 import torch.distributed as dist
@@ -60,7 +61,7 @@ def alrp_loss(
         delta: half width of the linear part of the step, in logit units; 1e-30 to 1e30. Rounding
             errors grow like ``1e-16 * max(abs(logits)) / delta``.
         eps: a positive with no more than ``eps`` false positives above it sends no gradient to the
-            logits: there is nothing to swap it with.
+            logits, since no negative is there to swap it with; >= 0.
         group: rank the batches of all processes of this group as one. All of them must call the
             loss, also those without positives; O(P) numbers are exchanged. Every process gets the
             value of the whole batch. ``DistributedDataParallel`` averages their gradients to those
@@ -73,7 +74,8 @@ def alrp_loss(
         errors, but at least float32. Without positives both parts are 0, with zero gradients.
 
     Raises:
-        ValueError: on a wrong shape, dtype or length, or a ``delta`` outside its range.
+        ValueError: on a wrong shape, dtype or length, a ``delta`` outside its range, an ``eps``
+            that is negative or not finite, or negative localisation errors.
         FloatingPointError: if a valid logit or a localisation error is NaN or Inf, if a positive's
             logit exceeds 1e12 ``delta`` (2e3 on MPS), or if another process of the group refused
             its inputs.
@@ -88,6 +90,8 @@ def alrp_loss(
             f"loc_errors must be 1-D and floating point, but are {loc_errors.dtype} of shape "
             f"{tuple(loc_errors.shape)}; pass one localisation error per positive."
         )
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be a finite number >= 0, but is {eps}; the default is 1e-5.")
     logits = checked_logits(logits, targets, delta)
     ranked = rank_positives(logits, targets, delta, loc_errors, group)
     if ranked is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import torch
 from torch import Tensor
 
@@ -16,17 +17,22 @@ def localization_error(
     counts for more than 1.
 
     Args:
-        pred_boxes: (P, 4) XYXY with ``x2 >= x1`` and ``y2 >= y1``, in any frame: GIoU does not
-            change under a shift or a scaling of either axis, apart from ``eps``.
-        gt_boxes: (P, 4) XYXY in the same frame; gets no special treatment and may carry gradient.
+        pred_boxes: (P, 4) XYXY, in any frame: GIoU does not change under a shift or a scaling of
+            either axis, apart from ``eps``. Where ``x2 < x1`` or ``y2 < y1``, as a model may
+            predict early in a training, the area counts as 0.
+        gt_boxes: (P, 4) XYXY in the same frame, with ``x2 >= x1`` and ``y2 >= y1``; may carry
+            gradient.
         tau: IoU above which a detection counts as a true positive, in [0, 1).
-        eps: added to the union and to the area of the enclosing box.
+        eps: added to the union and to the area of the enclosing box, >= 0.
 
     Returns:
-        Tensor: (P,) at least float32.
+        Tensor: (P,) at least float32. On devices other than the CPU, NaN where the ground truth has
+        ``x2 < x1`` or ``y2 < y1``: an error here would wait for the device, and
+        :func:`alrp.losses.alrp_loss` refuses NaN anyway.
 
     Raises:
-        ValueError: on a wrong shape or tau outside [0, 1).
+        ValueError: on a wrong shape, ``tau`` outside [0, 1), ``eps`` that is negative or not
+            finite, or, on the CPU, ground truth with ``x2 < x1`` or ``y2 < y1``.
     """
     if pred_boxes.dim() != 2 or pred_boxes.shape[1] != 4 or pred_boxes.shape != gt_boxes.shape:
         raise ValueError(
@@ -35,8 +41,10 @@ def localization_error(
         )
     if not 0 <= tau < 1:
         raise ValueError(f"tau must be in [0, 1), but is {tau}; the published value is 0.5.")
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be a finite number >= 0, but is {eps}; the default is 1e-6.")
     dtype = torch.promote_types(pred_boxes.dtype, torch.float32)
-    pred_boxes, gt_boxes = pred_boxes.to(dtype), gt_boxes.to(dtype)
+    pred_boxes, gt_boxes = pred_boxes.to(dtype), _checked_ground_truth(gt_boxes.to(dtype))
 
     overlap = _area(
         torch.max(pred_boxes[:, :2], gt_boxes[:, :2]), torch.min(pred_boxes[:, 2:], gt_boxes[:, 2:])
@@ -48,6 +56,20 @@ def localization_error(
     union = areas - overlap + eps
     giou = overlap / union - (hull - union) / hull
     return (1.0 - giou) / (2.0 * (1.0 - tau))
+
+
+def _checked_ground_truth(boxes: Tensor) -> Tensor:
+    """The boxes, if no corners are crossed; see :func:`localization_error`."""
+    is_crossed = (boxes[:, 2:] < boxes[:, :2]).any(1)
+    if boxes.device.type != "cpu":
+        return boxes.masked_fill(is_crossed[:, None], math.nan)
+    if is_crossed.any():
+        row = int(is_crossed.nonzero()[0])
+        raise ValueError(
+            f"gt_boxes: row {row} is {boxes[row].tolist()}, with x2 < x1 or y2 < y1; pass corners "
+            "(x1, y1, x2, y2). Are these boxes given as centre and size?"
+        )
+    return boxes
 
 
 def _area(top_left: Tensor, bottom_right: Tensor) -> Tensor:

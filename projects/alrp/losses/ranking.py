@@ -108,7 +108,7 @@ def rank_positives(
         :meth:`Ranking.gradient` needs; None if no process has a positive.
 
     Raises:
-        ValueError: if there is not one localisation error per positive.
+        ValueError: if there is not one localisation error per positive, or if one is negative.
         FloatingPointError: if a logit that is not ignored, or a localisation error, is not finite,
             or if a positive's logit is so large that ``delta`` vanishes beside it.
     """
@@ -150,7 +150,7 @@ def _checked_positives(
         Tensor: (P_own,) int64, ascending.
 
     Raises:
-        ValueError: if there is not one localisation error per positive.
+        ValueError: if there is not one localisation error per positive, or if one is negative.
         FloatingPointError: if a logit that is not ignored, or a localisation error, is not finite,
             or if a positive's logit is so large that ``delta`` vanishes beside it.
     """
@@ -163,6 +163,11 @@ def _checked_positives(
         )
     _refuse_non_finite("logits", found.num_bad_logits, logits)
     _refuse_non_finite("loc_errors", found.num_bad_errors, errors)
+    if found.num_negative_errors:
+        raise ValueError(
+            f"loc_errors: {found.num_negative_errors} of {len(errors)} are negative; an error is "
+            "0 for a perfect box and grows from there, as 1 - GIoU does."
+        )
     resolution = torch.finfo(accumulation_dtype(logits.device)).eps * _RESOLUTION
     if found.largest * resolution > delta:
         raise FloatingPointError(
@@ -176,7 +181,8 @@ def _refuse_non_finite(name: str, num_bad: int, tensor: Tensor) -> None:
     if num_bad:
         raise FloatingPointError(
             f"{name}: {num_bad} of {tensor.numel()} values that enter the ranking are NaN or Inf; "
-            "look for a learning rate that is too high, degenerate boxes, or broken weights."
+            "look for a learning rate that is too high, broken weights, or boxes with x2 < x1 or "
+            "y2 < y1, as when centre and size are taken for corners."
         )
 
 

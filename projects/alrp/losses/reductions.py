@@ -43,6 +43,11 @@ def num_not_finite(tensor: Tensor) -> Tensor:
     return (~torch.isfinite(tensor)).count_nonzero()
 
 
+def num_negative(tensor: Tensor) -> Tensor:
+    """Number of values below 0, a scalar; -0.01 and above may be rounding, as in bfloat16."""
+    return (tensor < -0.01).count_nonzero()
+
+
 def largest_magnitude(tensor: Tensor) -> Tensor:
     """Greatest absolute value, a scalar; 0 without values."""
     return tensor.abs().max() if tensor.numel() else tensor.new_zeros(())

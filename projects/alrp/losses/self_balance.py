@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+from typing import Iterator
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -16,30 +19,40 @@ class SelfBalance(nn.Module):
     ``(sum_cls + sum_loc) / sum_loc`` and already applies in the step that completes the period.
     Steps in which no process has a positive do not count.
 
+    A call is a training step if the module is in training mode and the losses have gradients. So a
+    validation loss under ``torch.no_grad()`` neither counts nor communicates. For one that keeps
+    gradients there is :meth:`paused`.
+
     The state is made of buffers, so it is saved and resumed. It is summed over all processes in
-    every step, so it is the same on all of them and whole in the checkpoint of any one of them;
-    nothing is read back to the host.
+    every training step, so it is the same on all of them, and any process can save it. Nothing is
+    read back to the host.
 
     Every process of the default group must call the module in every training step, also without
-    positives. One module belongs to one head.
+    positives. Each head needs a module of its own.
 
     Args:
         period: training steps between updates, usually one epoch; may be set later as an attribute,
             but before the first training step.
-        init_weight: weight until the first update; 50 as published.
+        init_weight: weight until the first update, > 0; 50 as published.
 
     Raises:
-        ValueError: if ``period`` is not positive.
+        ValueError: if ``period`` is below 1, or ``init_weight`` not a positive number.
     """
 
     _STATE = ("weight", "sum_cls", "sum_loc", "count")
+    _is_paused = False
 
     def __init__(self, period: int | None = None, init_weight: float = 50.0) -> None:
         super().__init__()
-        if period is not None and period < 1:
+        if period is not None and not period >= 1:  # NaN fails too
             raise ValueError(
                 f"SelfBalance: period must be at least 1 step, but is {period}; "
                 "use the number of training steps of one epoch."
+            )
+        if not 0 < init_weight < math.inf:
+            raise ValueError(
+                f"SelfBalance: init_weight must be a finite number above 0, but is {init_weight}; "
+                "the published value is 50."
             )
         self.period = period
         self.register_buffer("weight", torch.tensor(float(init_weight)))
@@ -47,9 +60,8 @@ class SelfBalance(nn.Module):
         self.register_buffer("sum_loc", torch.tensor(0.0))
         self.register_buffer("count", torch.tensor(0, dtype=torch.int64))
 
-    @torch.no_grad()
     def forward(self, output: ALRPLossOutput) -> Tensor:
-        """Count a training step (nothing in eval mode) and return the weight to use in it.
+        """Count the step, if it is a training step, and return the weight to use in it.
 
         Args:
             output: of :func:`alrp.losses.alrp_loss`.
@@ -58,12 +70,34 @@ class SelfBalance(nn.Module):
             Tensor: scalar float32 without gradient; multiply ``output.loc`` by it.
 
         Raises:
-            RuntimeError: in training mode, if no period was set.
+            RuntimeError: in a training step, if no period was set.
         """
-        if self.training:
+        has_gradients = output.cls.requires_grad or output.loc.requires_grad
+        if self.training and has_gradients and torch.is_grad_enabled() and not self._is_paused:
             self._count(output)
         return self.weight.clone()
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count no calls inside a ``with`` block, as those of a validation loss with gradients.
+
+        All processes must pause for the same training steps.
+
+        Example:
+            >>> model = nn.Sequential(SelfBalance(period=500))  # any model
+            >>> with contextlib.ExitStack() as stack:
+            ...     for module in model.modules():
+            ...         if isinstance(module, SelfBalance):
+            ...             _ = stack.enter_context(module.paused())
+            ...     # compute losses here
+        """
+        before, self._is_paused = self._is_paused, True
+        try:
+            yield
+        finally:
+            self._is_paused = before
+
+    @torch.no_grad()
     def _count(self, output: ALRPLossOutput) -> None:
         if self.period is None:
             raise RuntimeError(
@@ -79,9 +113,9 @@ class SelfBalance(nn.Module):
         self.sum_loc += step[1]
         self.count += (step[2] > 0).long()
 
-        # Decided on the device: a host branch would stall it in every step.
+        # Decided on the device: a branch on the host would wait for it in every step.
         due = self.count >= self.period
-        # A perfect localisation leaves nothing to balance; the old weight stays.
+        # Without localisation errors there is nothing to balance; the old weight stays.
         renewed = torch.where(
             self.sum_loc > 0, (self.sum_cls + self.sum_loc) / self.sum_loc, self.weight
         )
@@ -90,7 +124,7 @@ class SelfBalance(nn.Module):
             total.masked_fill_(due, 0)
 
     def _apply(self, fn, recurse=True):
-        # Sums of thousands of steps do not fit a half precision model's dtype.
+        # Stays float32 in a half precision model: sums of thousands of steps need the digits.
         super()._apply(fn, recurse)
         for name in ("weight", "sum_cls", "sum_loc"):
             setattr(self, name, getattr(self, name).float())
@@ -98,18 +132,33 @@ class SelfBalance(nn.Module):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Forget an unfinished period, as when a training starts from the weights of another.
+        """Forget the unfinished period, for a training that starts from the weights of another.
 
-        The weight stays: it belongs to the localisation errors that the loaded model makes.
+        The weight stays, because it fits the localisation errors of the loaded model.
         """
         for total in (self.sum_cls, self.sum_loc, self.count):
             total.zero_()
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        # Published checkpoints have no such state: the module then stays at its start values.
+        # Published checkpoints have no such state: the module then keeps its start values.
         if not any(prefix + name in state_dict for name in self._STATE):
             state_dict.update({prefix + name: getattr(self, name) for name in self._STATE})
+        for name in self._STATE:
+            value = state_dict.get(prefix + name)
+            if value is not None and not value.is_meta:
+                self._refuse_impossible(name, prefix, value)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    @staticmethod
+    def _refuse_impossible(name: str, prefix: str, value: Tensor) -> None:
+        is_possible = value > 0 if name == "weight" else value >= 0
+        if not (is_possible & (value < math.inf)).all():
+            raise ValueError(
+                f"{prefix}{name} is {value.tolist()}, but the weight of a self-balance must be "
+                "above 0, its sums and its count at least 0, and all of them finite: a negative "
+                "weight trains the boxes away from the objects. Use another checkpoint, or remove "
+                f"the four tensors {prefix}* from this one."
+            )
 
     def extra_repr(self) -> str:
         return f"period={self.period}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from detectron2.layers import cat
@@ -41,7 +42,7 @@ def anchor_losses(
     num_images = len(gt_classes)
     gt_classes = cat(gt_classes)  # (N * R,)
     rows = head_losses.positive_rows(gt_classes)  # (P,)
-    if has_event_storage():
+    if has_event_storage() and torch.is_grad_enabled():  # not for a validation loss
         get_event_storage().put_scalar(event, len(rows) / num_images)
 
     pred_logits = cat(pred_logits, dim=1).flatten(0, 1)  # (N * R, K)

@@ -100,13 +100,19 @@ class RankingHeadLosses(HeadLosses):
         self.global_ranking = global_ranking
 
     def _group(self) -> dist.ProcessGroup | None:
-        """The processes to rank together; None for this one alone."""
+        """The processes to rank together; None for this one alone.
+
+        A loss without gradients, as in validation, is ranked alone: the processes may have
+        different numbers of validation batches, and would wait for each other for ever.
+        """
         together = self.global_ranking and dist.is_available() and dist.is_initialized()
+        together = together and torch.is_grad_enabled()
         return dist.group.WORLD if together else None
 
     def _log(self, num_positives: int, **scalars) -> None:
         # Without positives the loss is 0 by definition, which would read as perfect.
-        if num_positives == 0 or not has_event_storage():
+        # Without gradients it is no training step, and no scalar of the training.
+        if num_positives == 0 or not has_event_storage() or not torch.is_grad_enabled():
             return
         storage = get_event_storage()
         if (storage.iter + 1) % _EVENT_PERIOD:

@@ -17,7 +17,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from ..reductions import largest_magnitude, num_not_finite
+from ..reductions import largest_magnitude, num_negative, num_not_finite
 from . import kernels
 from .interface import LocatedKeys, StepMatrix, Survey, cell_dtype
 
@@ -49,7 +49,8 @@ def survey(logits: Tensor, targets: Tensor, errors: Tensor) -> Survey:
     indices, num_bad_logits = zip(*found)
     positives = torch.from_numpy(np.concatenate(indices))
     largest = largest_magnitude(logits.index_select(0, positives)).item()
-    return Survey(positives, sum(num_bad_logits), int(num_not_finite(errors)), largest)
+    bad_errors = int(num_not_finite(errors)), int(num_negative(errors))
+    return Survey(positives, sum(num_bad_logits), *bad_errors, largest)
 
 
 class CompiledMatrix(StepMatrix):

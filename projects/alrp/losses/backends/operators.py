@@ -12,6 +12,7 @@ from torch import Tensor
 from ..reductions import (
     accumulation_dtype,
     largest_magnitude,
+    num_negative,
     num_not_finite,
     prefix_sum,
     suffix_sum,
@@ -33,6 +34,7 @@ def survey(logits: Tensor, targets: Tensor, errors: Tensor) -> Survey:
         is_positive.count_nonzero(),
         is_bad.count_nonzero(),
         num_not_finite(errors),
+        num_negative(errors),
         largest_magnitude(torch.where(is_positive, logits, 0.0)),
     ]
     # Counts are exact: up to 2^53 in float64, up to 2^24 in float32.
