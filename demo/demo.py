@@ -20,12 +20,12 @@ import torch
 from PIL import Image
 
 from detectron2.data import MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 
 from alrp.data.dataset_mapper import build_mapper
+from alrp.data.images import read_image
 from alrp.engine import CheckedCheckpointer, setup_config
 from alrp.errors import UserError
 from alrp.files import read_json
@@ -154,16 +154,6 @@ def build_trained_model(cfg) -> torch.nn.Module:
     return model
 
 
-def read_picture(path: str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB; UserError if the file is no image."""
-    try:
-        return read_image(path, format="RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow has a type per kind of damage
-        raise UserError(
-            f"--input: {path} cannot be read as an image ({error}); convert it or leave it out."
-        ) from error
-
-
 def draw(image: np.ndarray, instances, names: list) -> np.ndarray:
     """Picture of the detections in an RGB image, enlarged if the image is small."""
     classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
@@ -188,7 +178,7 @@ def run(args) -> None:
     model, mapper = build_trained_model(cfg), build_mapper(cfg, is_train=False)
     os.makedirs(args.output, exist_ok=True)
     for name, path in paths.items():
-        picture = read_picture(name)
+        picture = read_image(name, "RGB")
         with torch.no_grad():  # resized as in an evaluation
             instances = model([mapper({"file_name": name})])[0]["instances"].to("cpu")
         least = scores[instances.pred_classes] if scores.ndim else scores.expand(len(instances))

@@ -25,14 +25,15 @@ MAY_IMPORT = {
     "errors": frozenset(),
     "files": frozenset({"errors"}),
     "architectures": frozenset({"errors"}),
+    "coco": frozenset({"errors"}),
     "losses": frozenset(),
     "modeling": frozenset({"losses", "errors", "files", "architectures"}),
-    "data": frozenset({"errors", "files"}),
-    "evaluation": frozenset({"errors", "files"}),
+    "data": frozenset({"coco", "errors", "files"}),
+    "evaluation": frozenset({"coco", "errors", "files"}),
     "checkpoint": frozenset({"config", "losses", "errors", "files", "architectures"}),
     "vis": frozenset({"errors", "files"}),
     "config": frozenset({"modeling", "data", "errors", "files"}),
-    "engine": ANY | {"errors", "files", "architectures", ""},
+    "engine": ANY | {"errors", "files", "architectures", "coco", ""},
 }
 LOSSES_FOREIGN = sys.stdlib_module_names | {"torch", "numba", "numpy"}
 

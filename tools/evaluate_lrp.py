@@ -3,6 +3,8 @@
 
 import argparse
 import importlib.util
+import logging
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ if importlib.util.find_spec("alrp") is None:  # run from a checkout that is not 
 
 from alrp.errors import UserError  # noqa: E402
 from alrp.evaluation import (  # noqa: E402
+    Sources,
     evaluate_lrp,
     lrp_summary,
     lrp_table,
@@ -29,24 +32,33 @@ def parse_args(argv=None):
     parser.add_argument("results", metavar="DT.json", help="detections in COCO result format")
     parser.add_argument("--json", metavar="OUT", help="also write the numbers to this file")
     parser.add_argument("--tau", type=float, default=0.5, help="IoU of a correct detection")
-    parser.add_argument("--max-dets", type=int, default=100, help="cap per image and class")
+    parser.add_argument(
+        "--max-dets", type=int, default=100, help="best detections of an image and class that count"
+    )
     args = parser.parse_args(argv)
     if not 0.0 < args.tau < 1.0:
         parser.error(f"--tau must lie strictly between 0 and 1, got {args.tau}")
     if args.max_dets < 1:
         parser.error(f"--max-dets must be at least 1, got {args.max_dets}")
+    for name in (args.ground_truth, args.results):
+        if args.json and os.path.realpath(args.json) == os.path.realpath(name):
+            parser.error(
+                f"--json names the input {name}, which it would replace; name another file"
+            )
     return args
 
 
 def main(argv=None) -> int:
     """Evaluate and print; returns the exit status, 2 on bad input."""
     args = parse_args(argv)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
         per_class = evaluate_lrp(
             read_json(args.ground_truth),
             read_json(args.results),
             tau=args.tau,
             max_dets=args.max_dets,
+            sources=Sources(args.ground_truth, args.results),
         )
         summary = lrp_summary(per_class)
         if args.json:

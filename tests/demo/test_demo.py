@@ -285,17 +285,6 @@ def test_missing_weights_are_explained_without_a_traceback(demo, tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", "truncated"])
-def test_file_that_is_no_image_is_named(demo, tmp_path, content):
-    path = tmp_path / "a.png"
-    if content == "truncated":
-        Image.effect_noise((64, 64), 50).save(path)
-        content = path.read_bytes()[:800]
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.png cannot be read as an image"):
-        demo.read_picture(str(path))
-
-
 def write_thresholds(path, **scores):
     path.parent.mkdir(exist_ok=True)
     per_class = {name: {"threshold": score} for name, score in scores.items()}

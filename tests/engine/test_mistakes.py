@@ -178,17 +178,6 @@ def test_an_output_folder_that_is_a_file(fail, tmp_path):
     assert (tmp_path / "output").read_text() == "mine"
 
 
-def test_annotation_ids_that_pycocotools_takes_for_no_match(fail, spoiled):
-    def number_from_zero(_, annotations):
-        for i, annotation in enumerate(annotations["annotations"]):
-            annotation["id"] = i
-
-    entry = spoiled(number_from_zero)
-    entry["DATASETS__TRAIN"] = ()
-    message = fail("--eval-only", **entry)
-    assert "the id 0" in message and "number the annotations from 1" in message
-
-
 def test_resuming_an_evaluation_without_a_checkpoint(fail, tmp_path):
     assert "holds none to --resume" in fail("--eval-only", "--resume")
     assert not (tmp_path / "output").exists()

@@ -407,7 +407,7 @@ def test_a_missing_image_folder_is_found(cfg, train):
 @pytest.mark.parametrize("for_training", [True, False])
 def test_missing_images_are_found(cfg, val, for_training):
     (val.folder / "2.png").unlink()
-    what = "1 of 4 images looked at are missing: 2.png"
+    what = "1 of 4 images are missing: 2.png"
     _assert_one(cfg, "error", VAL, what, for_training=for_training)
 
 
@@ -432,14 +432,14 @@ def test_a_photograph_on_its_side_has_the_size_the_loader_sees(cfg, train):
     _assert_one(cfg, "error", TRAIN, "4.png (32x40, not 40x32)", "EXIF")
 
 
-def test_the_sample_holds_the_last_image_of_many(cfg, train):
+def test_a_missing_image_among_many_is_found(cfg, train):
     train.content["images"] += [
         {"id": i, "file_name": "1.png", "width": 40, "height": 32} for i in range(5, 201)
     ]
-    train.content["images"][-1]["file_name"] = "absent.png"
+    train.content["images"][103]["file_name"] = "absent.png"  # none of the 50 that are opened
     train.write()
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
-    _assert_one(cfg, "error", TRAIN, "1 of 50 images looked at are missing: absent.png")
+    _assert_one(cfg, "error", TRAIN, "1 of 200 images are missing: absent.png")
 
 
 def test_images_below_32_pixels_are_a_warning(cfg, train):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 import pytest
 
@@ -161,9 +162,13 @@ def test_the_class_count_of_a_lazy_model_is_found(name, path, key):
         ("COCO-InstanceSegmentation/alrp_mask_rcnn_R_50_FPN_100e", ("bbox", "segm")),
     ],
 )
-def test_masks_are_evaluated_where_there_are_any(shapes, name, tasks):
+def test_masks_are_evaluated_where_there_are_any(shapes, name, tasks, tmp_path):
     cfg = load_yaml(name)
-    entry = [f"{shapes.name}_val", f"{shapes}/annotations/val.json", f"{shapes}/val"]
+    content = json.loads((shapes / "annotations" / "val.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = [[1, 1, 9, 1, 5, 9]]
+    (tmp_path / "masks.json").write_text(json.dumps(content))
+    entry = [f"{shapes.name}_masks", str(tmp_path / "masks.json"), f"{shapes}/val"]
     cfg.DATASETS.COCO_FORMAT, cfg.DATASETS.TEST = [entry], (entry[0],)
     register_coco_format(cfg)
     coco, lrp = Trainer.build_evaluator(cfg, entry[0])._evaluators

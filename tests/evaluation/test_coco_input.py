@@ -1,5 +1,6 @@
 """COCO input: what is left out, and what malformed files are told."""
 
+import math
 import numpy as np
 import pytest
 
@@ -34,55 +35,83 @@ def test_detections_of_unlisted_classes_are_left_out_with_a_warning(caplog):
 
 def test_annotations_of_unlisted_images_are_left_out_with_a_warning(caplog):
     stray = {"bbox": BOX, "image_id": 9}
-    assert match_detections(ground_truth(stray), [])[1].num_gt == 0
-    assert "1 of 1 annotations left out" in caplog.text
+    assert match_detections(ground_truth({"bbox": BOX}, stray), [])[1].num_gt == 1
+    assert "1 annotations refer to images that are not listed" in caplog.text
+    assert "they are left out" in caplog.text
 
 
 @pytest.mark.parametrize(
     "results, message",
     [
-        ({"annotations": []}, "expected a list of detections, got dict"),
-        ([detection(BOX), 3], "detection 1: expected an object, got 3"),
-        ([{"image_id": 1, "category_id": 1, "bbox": BOX}], "detection 0 has no 'score'"),
-        ([{"image_id": 1, "score": 1, "bbox": BOX}], "detection 0 has no 'category_id'"),
+        ({"annotations": []}, "expected a list of detections, but got a dict"),
+        ([detection(BOX), 3], "expected an object .* detection 1 is 3"),
+        ([{"image_id": 1, "category_id": 1, "bbox": BOX}], "'score' .* 1 have none: detection 0"),
+        ([{"image_id": 1, "score": 1, "bbox": BOX}], "'category_id' .* 1 have none: detection 0"),
         ([detection(BOX), detection(BOX, image_id=5)], "detection 1 is of image 5"),
         ([detection(BOX, image_id=[1])], "detection 0: 'image_id' is"),
-        ([detection([0, 0, 10])], "detection 0: 'bbox' is .* write"),
+        (
+            [detection([0, 0, 10])],
+            r"four numbers \[x, y, width, height\] .* detection 0: 'bbox' is",
+        ),
         ([detection(BOX), detection([0, 0, 10])], "detection 1: 'bbox' is"),
-        ([detection([0, 0, 10, NAN])], "detection 0: 'bbox' is"),
+        ([detection(BOX), detection([0, 0, "10", 10])], "detection 1: 'bbox' is"),
+        ([detection([0, 0, 10, NAN])], "not finite: detection 0 of image 1"),
         ([detection(BOX, "high")], "detection 0: 'score' is 'high'"),
         ([detection(BOX, None)], "detection 0: 'score' is None"),
+        ([detection(BOX, True)], "detection 0: 'score' is True"),
         ([detection(BOX, float("inf"))], "detection 0: 'score' is inf"),
-        (DetectionColumns([1], [1], np.array([[0, 0, NAN, 1]]), np.ones(1)), "detection 0: 'bbox'"),
+        ([detection(BOX, category_id="1")], r"text \('1'\), those listed are numbers \(1\)"),
+        ([detection(BOX, image_id="1")], r"text \('1'\), those listed are numbers \(1\)"),
+        ([detection(BOX, category_id=7)], "1 of 1 detections left out"),
+        ([detection([0.1, 0.2, 0.3, 0.4])], "fractions of the image"),
+        (
+            DetectionColumns([1], [1], np.array([[0, 0, NAN, 1]]), np.ones(1)),
+            "detection 0 has 'bbox'",
+        ),
     ],
 )
 def test_malformed_results_are_named(results, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"^results: .*{message}"):
         match_detections(ground_truth({"bbox": BOX}), results)
 
 
 @pytest.mark.parametrize(
     "dataset, message",
     [
-        ([], "JSON object with a list 'images'"),
-        ({"images": [], "categories": []}, "JSON object with a list 'annotations'"),
-        (ground_truth(images=[{}]), "every entry of 'images' needs an 'id'"),
-        (ground_truth(images=[{"id": 1}, {"id": "x"}]), "all numbers or all strings"),
-        (ground_truth({"bbox": [0, 0, 1]}), "annotation 0: 'bbox' is"),
-        (ground_truth({"segmentation": []}), "annotation 0 has no 'bbox'"),
-        (ground_truth({"bbox": BOX, "area": None}), "annotation 0: 'area' is None"),
-        (ground_truth({"bbox": BOX, "area": NAN}), "annotation 0: 'area' is nan"),
-        (ground_truth(annotations=["x"]), "annotation 0: expected an object"),
+        ([], "expected a JSON object with the lists 'images'"),
+        ({"images": [{"id": 1}], "categories": [{"id": 1}]}, "a list 'annotations'"),
+        (ground_truth(images=[]), "expected a non-empty list 'images'"),
+        (ground_truth(images=[{}]), r"'id' of each of the images, .* images\[0\] is {}"),
+        (ground_truth(images=[{"id": 1}, {"id": "x"}]), "some are numbers, others are text"),
+        (ground_truth({"bbox": [0, 0, 1]}), r"annotations\[0\] is {'bbox': \[0, 0, 1\]"),
+        (ground_truth({"segmentation": []}), r"'bbox' of each .* annotations\[0\]"),
+        (ground_truth({"bbox": BOX, "area": None}), "{'area': None"),
+        (ground_truth({"bbox": BOX, "area": NAN}), "{'area': nan"),
+        (ground_truth({"bbox": BOX, "area": -1}), "{'area': -1"),
+        (ground_truth({"bbox": BOX, "iscrowd": -1}), "{'iscrowd': -1"),
+        (ground_truth({"bbox": BOX, "iscrowd": 2}), "{'iscrowd': 2"),
+        (ground_truth({"bbox": BOX, "iscrowd": math.inf}), "{'iscrowd': inf"),
+        (ground_truth({"bbox": BOX, "iscrowd": None}), "{'iscrowd': None"),
+        (ground_truth({"bbox": [0, 0, 10, NAN]}), "not finite"),
+        (ground_truth({"bbox": [0.1, 0.2, 0.3, 0.4]}), "fractions of the image"),
+        (ground_truth({"bbox": BOX, "id": 7}, {"bbox": BOX, "id": 7}), r"unique .* 7 \(2 times\)"),
+        (ground_truth({"bbox": BOX, "image_id": 9}), "images that are not listed"),
+        (ground_truth(annotations=["x"]), r"annotations\[0\]"),
     ],
 )
 def test_malformed_ground_truth_is_named(dataset, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"^ground truth: .*{message}"):
         match_detections(dataset, [])
+
+
+@pytest.mark.parametrize("crowd", [1, 1.0, True])
+def test_crowd_flags_may_be_truth_values(crowd):
+    assert match_detections(ground_truth({"bbox": BOX, "iscrowd": crowd}), [])[1].num_gt == 0
 
 
 def test_two_classes_of_one_name_are_refused():
     categories = [{"id": 3, "name": "cat"}, {"id": 1, "name": "cat"}]
-    with pytest.raises(UserError, match="categories 1 and 3 are both named 'cat'"):
+    with pytest.raises(UserError, match="categories 3 and 1 are both named 'cat'"):
         evaluate_lrp(ground_truth(categories=categories), [])
 
 

@@ -217,7 +217,7 @@ def test_ground_truth_is_preferred_to_a_crowd_of_higher_overlap():
     assert_array_equal(match.matched_ious, [0.75])
 
 
-@pytest.mark.parametrize("ids", [(0, 1), (-1, 0), (7, 7), ("a", "b")])
+@pytest.mark.parametrize("ids", [(0, 1), (-1, 0), ("a", "b")])
 def test_annotation_ids_do_not_matter(ids):
     boxes = [[0, 0, 10, 10], [50, 50, 10, 10]]
     dataset = ground_truth(*({"bbox": box, "id": id_} for box, id_ in zip(boxes, ids)))
@@ -277,10 +277,6 @@ def test_no_detection_at_all_means_everything_is_missed():
 
 def test_dataset_without_boxes_leaves_every_class_absent():
     assert evaluate_lrp(ground_truth(), [detection([0, 0, 10, 10])])["thing"].absent
-
-
-def test_dataset_without_images_leaves_every_class_absent():
-    assert evaluate_lrp(ground_truth(images=[]), [])["thing"].absent
 
 
 def test_only_the_images_asked_for_count(missing_classes_case):

@@ -18,7 +18,7 @@ from detectron2.structures import Boxes, Instances
 
 import alrp.errors
 from alrp.errors import UserError
-from alrp.evaluation import LRPEvaluator
+from alrp.evaluation import APEvaluator, LRPEvaluator
 
 METRICS = ("oLRP", "oLRP_Loc", "oLRP_FP", "oLRP_FN")
 # Detectron2 holds boxes in float32, so an IoU is good to 1e-6 and a percentage to 1e-4 or so.
@@ -229,8 +229,10 @@ def test_classes_of_one_name_are_refused_at_once(tiny_case, register, tmp_path):
     categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "cat"}]
     dataset = {**tiny_case.ground_truth, "categories": categories}
     (tmp_path / "gt.json").write_text(json.dumps(dataset))
-    with pytest.raises(UserError, match="both named 'cat'"):
-        LRPEvaluator(register(tmp_path / "gt.json"), distributed=False)
+    name = register(tmp_path / "gt.json")
+    for evaluator in (APEvaluator, LRPEvaluator):
+        with pytest.raises(UserError, match="both named 'cat'"):
+            evaluator(name, distributed=False)
 
 
 def test_class_index_beyond_the_dataset_is_explained(tiny_case, register):

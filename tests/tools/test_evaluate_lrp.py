@@ -103,8 +103,11 @@ def test_empty_list_of_detections_is_allowed(main, tmp_path, capsys):
     "content, message",
     [
         ("{", "is not valid JSON"),
-        ("{}", "expected a list of detections, got dict"),
-        ('[{"image_id": 1}]', "detection 0 has no 'category_id'"),
+        ("{}", "expected a list of detections, but got a dict"),
+        (
+            '[{"image_id": 1, "bbox": [0, 0, 2, 2], "score": 1}]',
+            "'category_id' of each detection, but 1 have none: detection 0",
+        ),
         (
             '[{"image_id": -5, "category_id": 2, "bbox": [0, 0, 1, 1], "score": 1}]',
             "detection 0 is of image -5",
@@ -126,7 +129,7 @@ def test_bad_results_give_one_message_and_status_2(main, tmp_path, capsys, conte
     "arguments, message",
     [
         (["missing.json", DETECTIONS], "missing.json cannot be read"),
-        ([DETECTIONS, GROUND_TRUTH], "ground-truth file comes first"),
+        ([DETECTIONS, GROUND_TRUTH], "detection results are not one"),
         (
             [GROUND_TRUTH, DETECTIONS, "--json", "missing/lrp.json"],
             "missing/lrp.json cannot be written",

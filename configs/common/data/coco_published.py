@@ -3,7 +3,7 @@
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.data import transforms as T
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluators
 
 from alrp.data.augmentation import (
     Expand,
@@ -13,7 +13,7 @@ from alrp.data.augmentation import (
     ResizeToSquare,
 )
 from alrp.data.dataset_mapper import ALRPDatasetMapper
-from alrp.evaluation import LRPEvaluator
+from alrp.evaluation import APEvaluator, LRPEvaluator
 
 
 def coco_published(*, batch, train_size, test_short, test_long):
@@ -50,7 +50,7 @@ def coco_published(*, batch, train_size, test_short, test_long):
                 dataset_name="${....test.dataset.names}",
                 output_dir="${train.output_dir}/inference",
             )
-            for evaluator in (COCOEvaluator, LRPEvaluator)
+            for evaluator in (APEvaluator, LRPEvaluator)
         ]
     )
     return dataloader

@@ -312,12 +312,13 @@ class ResizeToFit(Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """Resize of this image; sides are rounded to the nearest integer."""
+        """Resize of this image; sides are rounded to the nearest integer, and at least 1."""
         if self.max_short == 0:
             return NoOpTransform()
         h, w = image.shape[:2]
         scale = min(self.max_long / max(h, w), self.max_short / min(h, w))
-        return BilinearResizeTransform(h, w, int(h * scale + 0.5), int(w * scale + 0.5))
+        sides = (max(1, int(side * scale + 0.5)) for side in (h, w))
+        return BilinearResizeTransform(h, w, *sides)
 
 
 def _check_format(image_format: str) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import numpy as np
-from contextlib import contextmanager
-from typing import Iterator, NamedTuple, Sequence
+from typing import NamedTuple, Sequence
 import torch
 
 from detectron2.config import CfgNode, configurable
@@ -21,6 +20,7 @@ from .augmentation import (
     ResizeToFit,
     ResizeToSquare,
 )
+from .images import check_depth, naming, read_image
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -43,11 +43,21 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> DatasetMapper | ALRPDatasetMap
 
 
 class NamingDatasetMapper(DatasetMapper):
-    """Detectron2's mapper, which names the image that it cannot read."""
+    """Detectron2's mapper, which names the image that it cannot read or that it would misread."""
+
+    @configurable
+    def __init__(self, *args, **kwargs) -> None:
+        """As the parent."""
+        super().__init__(*args, **kwargs)
+        self._checked: set[str] = set()
 
     def __call__(self, dataset_dict: dict) -> dict:
         """As the parent; UserError instead of an error of the image library."""
-        with _naming(dataset_dict):
+        path = dataset_dict["file_name"]
+        with naming(path):
+            if path not in self._checked:
+                check_depth(path)
+                self._checked.add(path)
             return super().__call__(dataset_dict)
 
 
@@ -132,22 +142,10 @@ class ALRPDatasetMapper:
 
     def _read_image(self, record: dict) -> np.ndarray:
         """Image (H, W, 3) uint8; checks ``width`` and ``height`` of the record, or adds them."""
-        with _naming(record):
-            image = detection_utils.read_image(record["file_name"], format=self.image_format)
+        image = read_image(record["file_name"], self.image_format)
+        with naming(record["file_name"]):
             detection_utils.check_image_size(record, image)
         return image
-
-
-@contextmanager
-def _naming(record: dict) -> Iterator[None]:
-    """Turn a failure to read the image of a record into a UserError that names it."""
-    try:
-        yield
-    except (OSError, SyntaxError, detection_utils.SizeMismatchError) as error:
-        raise UserError(
-            f"{record['file_name']}: expected an image file of the size that its annotation "
-            f"states, but got: {error}. Replace the file or correct the dataset."
-        ) from error
 
 
 class _Annotations(NamedTuple):

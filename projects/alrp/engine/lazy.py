@@ -97,6 +97,12 @@ def as_cfg_node(cfg: DictConfig) -> CfgNode:
         node.MODEL.META_ARCHITECTURE = architecture
     _set_class_count(node, model)
     _set_component_names(node, model)
+    # Whether masks and keypoints are read from the annotation files.
+    heads = model.get("roi_heads") or {}
+    node.MODEL.MASK_ON = heads.get("mask_head") is not None
+    node.MODEL.KEYPOINT_ON = heads.get("keypoint_head") is not None
+    # Sizes are those of the mappers, which name the image that does not fit.
+    node.INPUT.AUGMENTATION = "published"
     node.MODEL.DEVICE = train.device
     node.MODEL.WEIGHTS = train.init_checkpoint or ""
     node.DATASETS.TRAIN = _as_tuple(loader.train.dataset.names)

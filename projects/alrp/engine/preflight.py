@@ -12,8 +12,7 @@ from typing import Iterable
 import torch
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import builtin
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import (
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
@@ -24,8 +23,10 @@ from detectron2.modeling import (
 )
 
 from ..architectures import head_node, lineage
-from ..data.datasets.coco_check import CocoSummary, Finding, check_coco_dataset
+from ..coco import Finding
+from ..data.datasets.coco_check import CocoSummary
 from ..data.datasets.coco_format import coco_format_names
+from ..data.datasets.dataset_check import check_dataset
 from ..errors import UserError
 from ..losses.inputs import DELTA_RANGE
 
@@ -67,7 +68,7 @@ def check(cfg: CfgNode, *, for_training: bool, world_size: int = 1) -> list[Find
     train_names = set(cfg.DATASETS.TRAIN) if for_training else set()
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST] if for_training else list(cfg.DATASETS.TEST)
     summaries = {
-        name: _summary(name, cfg, name in train_names)
+        name: check_dataset(name, cfg, name in train_names)
         for name in dict.fromkeys(names)
         if name in DatasetCatalog
     }
@@ -125,27 +126,6 @@ def _check_names(cfg: CfgNode, for_training: bool) -> list[Finding]:
             fix += f"add ['{name}', 'annotations.json', 'image_folder'] to DATASETS.COCO_FORMAT"
             findings.append(Finding("error", f"DATASETS.{key}", what, fix))
     return findings
-
-
-def _summary(name: str, cfg: CfgNode, for_training: bool) -> CocoSummary:
-    """Summary of a registered dataset; without findings where its files are not COCO's."""
-    metadata = MetadataCatalog.get(name)
-    json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
-    is_local = json_file and "://" not in json_file
-    if not is_local or not image_root or metadata.get("evaluator_type") != "coco":
-        _LOGGER.info("Dataset %r is not in COCO's detection format: files not checked.", name)
-        names = metadata.get("thing_classes")
-        # That it holds a labelled image is taken on trust.
-        return CocoSummary([], tuple(names) if names else None, 1, 1)
-    # COCO's own training set has two boxes of zero height, which the loader drops.
-    published = {n for splits in builtin._PREDEFINED_SPLITS_COCO.values() for n in splits}
-    return check_coco_dataset(
-        name,
-        json_file,
-        image_root,
-        for_training=for_training,
-        tolerate_bad_boxes=name in published,
-    )
 
 
 def _class_count(cfg: CfgNode) -> tuple[str, int] | None:

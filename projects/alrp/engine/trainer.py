@@ -25,7 +25,7 @@ from detectron2.engine import (
     create_ddp_model,
     hooks,
 )
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluators
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -34,7 +34,7 @@ from ..checkpoint import CheckedCheckpointer
 from ..data.dataset_mapper import build_mapper
 from ..data.stream import with_places
 from ..errors import UserError
-from ..evaluation import LRPEvaluator
+from ..evaluation import APEvaluator, LRPEvaluator
 from .resuming import SeededIterations
 
 _LOGGER = logging.getLogger(__name__)
@@ -170,17 +170,25 @@ class Trainer(ResultsOnlyAfterSuccess, DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name: str, output_folder: str | None = None):
-        """COCO's AP beside LRP of boxes; of several test sets, each writes to its own folder."""
+        """COCO's AP beside LRP of boxes; of several test sets, each writes to its own folder.
+
+        Up to ``TEST.DETECTIONS_PER_IMAGE`` detections per image and class count, and at least 100.
+        """
         tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
         if output_folder is None:
             several = len(cfg.DATASETS.TEST) > 1
             output_folder = os.path.join(
                 cfg.OUTPUT_DIR, "inference", dataset_name if several else ""
             )
+        options = {
+            "output_dir": output_folder,
+            # COCO counts 100; a model that is asked for more is not to lose them in silence.
+            "max_dets_per_image": max(100, cfg.TEST.DETECTIONS_PER_IMAGE),
+        }
         return DatasetEvaluators(
             [
-                COCOEvaluator(dataset_name, tasks, output_dir=output_folder),
-                LRPEvaluator(dataset_name, output_dir=output_folder),
+                APEvaluator(dataset_name, tasks, **options),
+                LRPEvaluator(dataset_name, **options),
             ]
         )
 

@@ -1,7 +1,7 @@
 """Localisation Recall Precision (LRP) error: numbers, COCO matching, reports, Detectron2 evaluator.
 
 Names load on first use, so that ``alrp.evaluation.lrp`` needs numpy only, the COCO functions need
-numpy and pycocotools, and :class:`LRPEvaluator` alone needs Detectron2.
+numpy and pycocotools, and the two evaluators alone need Detectron2.
 """
 
 from importlib import import_module
@@ -16,12 +16,14 @@ _MODULE_OF = {
     "mean_optimal_lrp": "lrp",
     "optimal_lrp": "lrp",
     "DetectionColumns": "coco_input",
+    "Sources": "coco_input",
     "ClassMatches": "coco_matching",
     "evaluate_lrp": "coco_matching",
     "match_detections": "coco_matching",
     "lrp_summary": "report",
     "lrp_table": "report",
     "write_summary": "report",
+    "APEvaluator": "average_precision",
     "LRPEvaluator": "lrp_evaluation",
 }
 

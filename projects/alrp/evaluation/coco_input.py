@@ -7,31 +7,54 @@ ids may be any sortable values, 0 and gaps included.
 from __future__ import annotations
 
 import logging
-import numbers
 import numpy as np
 from typing import NamedTuple
 
+from ..coco import Purpose, check_annotations, check_result_boxes, check_results, raise_errors
+from ..coco.completion import completed
 from ..errors import UserError
 
 _LOGGER = logging.getLogger(__name__)
 
 
-class Boxes(NamedTuple):
-    """B boxes in file order.
+class GroundTruths(NamedTuple):
+    """G annotated boxes in file order.
 
-    ``image`` and ``category`` are (B,) int64 indices; ``xywh`` is (B, 4) float64 in absolute
-    pixels; ``extra`` holds the (B,) scores of detections, or the (B, 2) area and crowd flag of
-    ground truths.
+    Attributes:
+        image, category: (G,) int64 indices.
+        xywh: (G, 4) float64 in absolute pixels.
+        area: (G,) float64 in square pixels.
+        is_crowd: (G,) bool.
     """
 
     image: np.ndarray
     category: np.ndarray
     xywh: np.ndarray
-    extra: np.ndarray
+    area: np.ndarray
+    is_crowd: np.ndarray
 
-    def select(self, index: np.ndarray) -> Boxes:
+    def select(self, index: np.ndarray) -> GroundTruths:
         """The boxes at ``index`` (positions or a mask)."""
-        return Boxes(*(column[index] for column in self))
+        return GroundTruths(*(column[index] for column in self))
+
+
+class Detections(NamedTuple):
+    """D detected boxes in file order.
+
+    Attributes:
+        image, category: (D,) int64 indices.
+        xywh: (D, 4) float64 in absolute pixels.
+        score: (D,) float64.
+    """
+
+    image: np.ndarray
+    category: np.ndarray
+    xywh: np.ndarray
+    score: np.ndarray
+
+    def select(self, index: np.ndarray) -> Detections:
+        """The boxes at ``index`` (positions or a mask)."""
+        return Detections(*(column[index] for column in self))
 
 
 class DetectionColumns(NamedTuple):
@@ -47,173 +70,112 @@ class DetectionColumns(NamedTuple):
     score: np.ndarray
 
 
-def ids_in_order(dataset: dict, section: str) -> list:
-    """Ascending unique ids of ``dataset[section]``, a list of dicts with an ``id`` each."""
-    try:
-        return sorted({entry["id"] for entry in _section(dataset, section)})
-    except (KeyError, TypeError) as error:
+class Sources(NamedTuple):
+    """Names of the two inputs, for messages; files are named by their paths."""
+
+    ground_truth: str = "ground truth"
+    results: str = "results"
+
+
+def check_ground_truth(dataset: object, sources: Sources = Sources()) -> None:
+    """Log what is odd about an annotation file of which boxes are evaluated.
+
+    Raises:
+        UserError: on a mistake that would make the numbers wrong; it lists all of them.
+    """
+    findings = check_annotations(sources.ground_truth, dataset, Purpose())
+    if not findings and "annotations" not in dataset:
         raise UserError(
-            f"ground truth: every entry of '{section}' needs an 'id', all numbers or all strings."
-        ) from error
+            f"{sources.ground_truth}: expected a list 'annotations', but it is missing."
+        )
+    raise_errors(findings, _LOGGER)
+
+
+def ids_in_order(dataset: dict, section: str) -> list:
+    """Ascending ids of ``dataset[section]``, a list of dicts with an ``id`` each."""
+    return sorted(entry["id"] for entry in dataset[section])
 
 
 def category_names(dataset: dict) -> dict:
-    """Names of the classes by id, in ascending order of the ids.
-
-    Raises:
-        UserError: if two classes share a name, which would make one hide the other in a report.
-    """
-    ids = ids_in_order(dataset, "categories")
-    given = {entry["id"]: str(entry.get("name", entry["id"])) for entry in dataset["categories"]}
-    id_of: dict = {}
-    for category_id in ids:
-        name = given[category_id]
-        if name in id_of:
-            raise UserError(
-                f"ground truth: categories {id_of[name]} and {category_id} are both named "
-                f"'{name}'; give every category its own name."
-            )
-        id_of[name] = category_id
-    return {category_id: given[category_id] for category_id in ids}
+    """Names of the classes by id, in ascending order of the ids; the id where there is no name."""
+    names = {entry["id"]: entry.get("name", str(entry["id"])) for entry in dataset["categories"]}
+    return {category_id: names[category_id] for category_id in sorted(names)}
 
 
-def ground_truth_boxes(dataset: dict, image_ids: list, category_ids: list) -> Boxes:
-    """Ground truths of the listed images and classes.
-
-    ``iscrowd`` defaults to 0 and ``area`` to width x height where an annotation omits them.
-    Annotations of images or classes that the file does not list are left out with a warning.
-    """
-    annotations = _section(dataset, "annotations")
-    images, categories = _positions(image_ids), _positions(category_ids)
-    try:
-        image = _lookup(images, [ann["image_id"] for ann in annotations])
-        category = _lookup(categories, [ann["category_id"] for ann in annotations])
-        xywh = _xywh([ann["bbox"] for ann in annotations])
-        # The product is what an omitted area stands for, in the arithmetic of detection areas.
-        sizes = (xywh[:, 2] * xywh[:, 3]).tolist()
-        extra = [
-            (ann.get("area", size), int(ann.get("iscrowd", 0)))
-            for ann, size in zip(annotations, sizes)
-        ]
-        extra = np.array(extra, dtype=np.float64).reshape(-1, 2)
-        if not (np.isfinite(xywh).all() and np.isfinite(extra).all()):
-            raise ValueError("boxes and areas must be finite numbers")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            _mistake("annotation", annotations, optional=("area", "iscrowd"))
-        ) from error
-    known = (image >= 0) & (category >= 0)
-    _warn_unlisted("annotations", known, "image or category")
-    return Boxes(image, category, xywh, extra).select(known)
-
-
-def detection_boxes(results, image_ids: list, category_ids: list) -> Boxes:
-    """Detections of a result list; those of classes the ground truth does not list are left out.
+def ground_truth_boxes(dataset: dict, image_ids: list, category_ids: list) -> GroundTruths:
+    """Ground truths of the listed images and classes; others are left out.
 
     Args:
-        results: list of dicts in the COCO result format, or :class:`DetectionColumns`.
-        image_ids, category_ids: the ids of the ground truth, in ascending order.
-    Raises:
-        UserError: on a malformed detection, or one of an image that ``image_ids`` does not list.
+        dataset: one that :func:`check_ground_truth` accepts; ``iscrowd`` defaults to 0 and ``area``
+            to width x height where an annotation omits them.
+        image_ids, category_ids: the ids of the dataset, in ascending order.
     """
-    if not isinstance(results, (list, DetectionColumns)):
-        raise UserError(
-            f"results: expected a list of detections, got {type(results).__name__}; "
-            "pass the COCO result format, not the ground-truth format."
-        )
-    images, categories = _positions(image_ids), _positions(category_ids)
-    try:
-        columns = results if isinstance(results, DetectionColumns) else _columns(results)
-        image = _lookup(images, columns.image_id)
-        category = _lookup(categories, columns.category_id)
-        scores = np.asarray(columns.score, dtype=np.float64)
-        xywh = _xywh(columns.bbox)
-        if not scores.ndim == 1 or not (np.isfinite(scores).all() and np.isfinite(xywh).all()):
-            raise ValueError("scores and boxes must be finite numbers")
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(_mistake("detection", _rows(results), required=("score",))) from error
-    if (image < 0).any():
-        position = int(np.argmin(image))
-        raise UserError(
-            f"results: detection {position} is of image {columns.image_id[position]!r}, which the "
-            "ground truth does not list; evaluate against the file the images came from."
-        )
-    _warn_unlisted("detections", category >= 0, "category")
-    return Boxes(image, category, xywh, scores).select(category >= 0)
-
-
-def _columns(results: list) -> DetectionColumns:
-    return DetectionColumns(
-        *([result[name] for result in results] for name in DetectionColumns._fields)
+    annotations = completed(dataset)["annotations"]
+    boxes = GroundTruths(
+        _positions(image_ids, [a["image_id"] for a in annotations]),
+        _positions(category_ids, [a["category_id"] for a in annotations]),
+        np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4),
+        np.array([a["area"] for a in annotations], dtype=np.float64),
+        np.array([a["iscrowd"] for a in annotations], dtype=bool),
     )
+    return boxes.select((boxes.image >= 0) & (boxes.category >= 0))
 
 
-def _rows(results) -> list:
-    if isinstance(results, list):
-        return results
-    columns = (np.asarray(column, dtype=object).tolist() for column in results)
-    return [dict(zip(DetectionColumns._fields, row)) for row in zip(*columns)]
+def detection_boxes(
+    results: list | DetectionColumns, dataset: dict, sources: Sources = Sources()
+) -> Detections:
+    """Detections; those of classes the ground truth does not list are left out with a warning.
+
+    Args:
+        results: list of dicts in the COCO result format, or :class:`DetectionColumns`, of which
+            only the ids and that all numbers are finite is checked.
+        dataset: the ground truth, one that :func:`check_ground_truth` accepts.
+    Raises:
+        UserError: on a malformed detection, or one of an image that the ground truth does not list.
+    """
+    image_ids, category_ids = ids_in_order(dataset, "images"), ids_in_order(dataset, "categories")
+    if isinstance(results, DetectionColumns):
+        columns = results
+        _check_columns(columns, set(image_ids), sources)
+    else:
+        known = set(image_ids), set(category_ids)
+        raise_errors(check_results(sources.results, results, *known), _LOGGER)
+        boxes = check_result_boxes(
+            sources.results, results, dataset["images"], dataset["annotations"]
+        )
+        raise_errors(boxes, _LOGGER)
+        columns = DetectionColumns(
+            *([result[name] for result in results] for name in DetectionColumns._fields)
+        )
+    detections = Detections(
+        _positions(image_ids, columns.image_id),
+        _positions(category_ids, columns.category_id),
+        np.asarray(columns.bbox, dtype=np.float64).reshape(-1, 4),
+        np.asarray(columns.score, dtype=np.float64),
+    )
+    return detections.select(detections.category >= 0)
 
 
-def _section(dataset: dict, name: str) -> list:
-    entries = dataset.get(name) if isinstance(dataset, dict) else None
-    if not isinstance(entries, list):
+def _check_columns(columns: DetectionColumns, image_ids: set, sources: Sources) -> None:
+    """Columns come from a program: their numbers are finite and their images listed."""
+    finite = np.isfinite(np.asarray(columns.bbox, dtype=np.float64).reshape(-1, 4)).all(axis=1)
+    finite &= np.isfinite(np.asarray(columns.score, dtype=np.float64))
+    if not finite.all():
+        first = int(np.argmin(finite))
         raise UserError(
-            f"ground truth: expected a JSON object with a list '{name}', as in the COCO format; "
-            "check that the ground-truth file comes first and is not a result file."
+            f"{sources.results}: expected finite boxes and scores, but detection {first} has "
+            f"'bbox' {list(columns.bbox[first])} and 'score' {columns.score[first]}; the model may "
+            "have diverged."
         )
-    return entries
-
-
-def _positions(ids: list) -> dict:
-    return {value: position for position, value in enumerate(ids)}
-
-
-def _lookup(positions: dict, ids: list) -> np.ndarray:
-    return np.array([positions.get(value, -1) for value in ids], dtype=np.int64)
-
-
-def _xywh(boxes) -> np.ndarray:
-    array = np.asarray(boxes, dtype=np.float64)
-    if len(boxes) and array.shape != (len(boxes), 4):
-        raise ValueError("boxes need four numbers each")
-    return array.reshape(-1, 4)
-
-
-def _mistake(kind: str, entries: list, required: tuple = (), optional: tuple = ()) -> str:
-    """Message about the first malformed entry; runs only once something is known to be wrong."""
-    for position, entry in enumerate(entries):
-        where = f"{kind} {position}"
-        if not isinstance(entry, dict):
-            return f"{where}: expected an object, got {entry!r:.80}; write one object per {kind}."
-        for key in ("image_id", "category_id", "bbox", *required):
-            if key not in entry:
-                return f"{where} has no '{key}'; every {kind} needs one."
-        for key in ("image_id", "category_id"):
-            if isinstance(entry[key], (list, dict)):
-                return f"{where}: '{key}' is {entry[key]!r:.80}; write a single id."
-        box = entry["bbox"]
-        if not (isinstance(box, (list, tuple)) and len(box) == 4 and all(map(_is_finite, box))):
-            return (
-                f"{where}: 'bbox' is {box!r:.80}; write [x, y, width, height], finite, in pixels."
+    for position, image_id in enumerate(columns.image_id):
+        if image_id not in image_ids:
+            raise UserError(
+                f"{sources.results}: detection {position} is of image {image_id!r}, which the "
+                "ground truth does not list; evaluate against the file the images came from."
             )
-        for key in required + optional:
-            if key in entry and not _is_finite(entry[key]):
-                return f"{where}: '{key}' is {entry[key]!r:.80}; write a finite number."
-    return f"one {kind} of {len(entries)} has a value of the wrong type; write plain numbers."
 
 
-def _is_finite(value) -> bool:
-    return isinstance(value, numbers.Real) and bool(np.isfinite(value))
-
-
-def _warn_unlisted(what: str, known: np.ndarray, reason: str) -> None:
-    missing = int(np.count_nonzero(~known))
-    if missing:
-        _LOGGER.warning(
-            "%d of %d %s left out: their %s is not listed in the ground truth.",
-            missing,
-            known.size,
-            what,
-            reason,
-        )
+def _positions(known: list, ids: list) -> np.ndarray:
+    """(N,) int64 position of each id in ``known``, -1 where it is not there."""
+    positions = {value: position for position, value in enumerate(known)}
+    return np.array([positions.get(value, -1) for value in ids], dtype=np.int64)

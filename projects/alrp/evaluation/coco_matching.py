@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import numpy as np
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -14,14 +15,19 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from .coco_input import (
-    Boxes,
     DetectionColumns,
+    Detections,
+    GroundTruths,
+    Sources,
     category_names,
+    check_ground_truth,
     detection_boxes,
     ground_truth_boxes,
     ids_in_order,
 )
 from .lrp import OptimalLRP, optimal_lrp
+
+_LOGGER = logging.getLogger(__name__)
 
 ALL_AREAS = (0.0, 1e10)
 
@@ -40,6 +46,14 @@ class ClassMatches(NamedTuple):
     num_gt: int
 
 
+class MatchSettings(NamedTuple):
+    """How detections are matched; see :func:`match_detections`."""
+
+    tau: float = 0.5
+    max_dets: int = 100
+    area_range: tuple[float, float] = ALL_AREAS
+
+
 def match_detections(
     dataset: dict,
     results: list | DetectionColumns,
@@ -48,30 +62,43 @@ def match_detections(
     max_dets: int = 100,
     area_range: tuple[float, float] = ALL_AREAS,
     image_ids: Iterable | None = None,
-) -> dict:
+    sources: Sources = Sources(),
+) -> dict[int | str, ClassMatches]:
     """Match detections to ground truths of the same image and class, as COCO does.
 
     Args:
         dataset: ground truth in COCO format (``images``, ``categories``, ``annotations``). Ids may
-            be any sortable values, also 0; annotation ids are not used. Not modified.
+            be numbers or text, also 0; annotation ids are not used. Not modified.
         results: COCO result list: dicts with ``image_id``, ``category_id``, ``bbox`` (XYWH absolute
             pixels) and ``score``, or the same by columns; may be empty. Not modified.
         tau: IoU at which a detection may match, in (0, 1).
-        max_dets: best-scoring detections kept per image and class, >= 1.
+        max_dets: best-scoring detections kept per image and class, >= 1; a warning counts the rest.
         area_range: areas in square pixels, both ends included; ground truths (``area`` field) and
             unmatched detections (width x height) outside are ignored.
         image_ids: images to evaluate; all of them if None.
+        sources: names of the two inputs, for messages.
     Returns:
         dict: :class:`ClassMatches` of every class by id, in ascending order of the ids.
     Raises:
-        UserError: on malformed input, with the position of the first mistake.
+        UserError: on malformed input; it names the fields and the first records.
         ValueError: on an argument outside its range.
     """
-    _check_arguments(tau, max_dets, area_range)
+    settings = MatchSettings(tau, max_dets, area_range)
+    _check_settings(settings)
+    check_ground_truth(dataset, sources)
+    return match_boxes(dataset, detection_boxes(results, dataset, sources), settings, image_ids)
+
+
+def match_boxes(
+    dataset: dict,
+    detections: Detections,
+    settings: MatchSettings,
+    image_ids: Iterable | None = None,
+) -> dict[int | str, ClassMatches]:
+    """As :func:`match_detections`, of input that was checked."""
     all_image_ids = ids_in_order(dataset, "images")
     category_ids = ids_in_order(dataset, "categories")
     ground_truths = ground_truth_boxes(dataset, all_image_ids, category_ids)
-    detections = detection_boxes(results, all_image_ids, category_ids)
     if image_ids is not None:
         wanted = set(image_ids)
         chosen = np.array([image_id in wanted for image_id in all_image_ids], dtype=bool)
@@ -80,27 +107,31 @@ def match_detections(
 
     gt_pairs = ground_truths.category * len(all_image_ids) + ground_truths.image
     det_pairs = detections.category * len(all_image_ids) + detections.image
-    kept = _ranked_and_capped(det_pairs, detections.extra, max_dets)
+    kept = _ranked_and_capped(det_pairs, detections.score, settings.max_dets)
     detections, det_pairs = detections.select(kept), det_pairs[kept]
 
     # What COCOeval says about a detection without candidates needs no matching; most have none.
     matched_ious = np.full(det_pairs.size, np.nan)
-    ignored = _outside(detections.xywh[:, 2] * detections.xywh[:, 3], area_range)
+    ignored = _outside(detections.xywh[:, 2] * detections.xywh[:, 3], settings.area_range)
     pairs, gt_pairs = np.unique(gt_pairs, return_inverse=True)
     num_gt = np.zeros(pairs.size, dtype=np.int64)
     if pairs.size:
         numbers = np.searchsorted(pairs, det_pairs).clip(max=pairs.size - 1)
         has_candidates = pairs[numbers] == det_pairs
         matched_ious[has_candidates], ignored[has_candidates], num_gt = _match_pairs(
-            (ground_truths, gt_pairs),
-            (detections.select(has_candidates), numbers[has_candidates]),
-            (tau, max_dets, area_range),
+            _Paired(ground_truths, gt_pairs),
+            _Paired(detections.select(has_candidates), numbers[has_candidates]),
+            settings,
         )
-    return _by_class(
-        category_ids,
-        (detections.category, detections.extra, matched_ious, ignored),
-        np.bincount(pairs // max(1, len(all_image_ids)), num_gt, minlength=len(category_ids)),
-    )
+    categories = pairs // max(1, len(all_image_ids))
+    num_gt = np.bincount(categories, num_gt, minlength=len(category_ids))
+    bounds = np.searchsorted(detections.category, np.arange(len(category_ids) + 1))
+    return {
+        category_id: ClassMatches(
+            detections.score[begin:end], matched_ious[begin:end], ignored[begin:end], int(number)
+        )
+        for category_id, begin, end, number in zip(category_ids, bounds, bounds[1:], num_gt)
+    }
 
 
 def evaluate_lrp(
@@ -113,12 +144,34 @@ def evaluate_lrp(
     Raises:
         UserError: on malformed input, or two classes of the same name.
     """
+    return lrp_by_name(dataset, match_detections(dataset, results, tau=tau, **match_options), tau)
+
+
+def lrp_by_name(
+    dataset: dict, matches: dict[int | str, ClassMatches], tau: float
+) -> dict[str, OptimalLRP]:
+    """Optimal LRP of every class by name, of matches by id."""
     names = category_names(dataset)
-    matches = match_detections(dataset, results, tau=tau, **match_options)
     return {names[category]: optimal_lrp(*match, tau=tau) for category, match in matches.items()}
 
 
-def _check_arguments(tau: float, max_dets: int, area_range: tuple[float, float]) -> None:
+class _Paired(NamedTuple):
+    """Boxes and the (N,) int64 number of the pair that each belongs to."""
+
+    boxes: GroundTruths | Detections
+    pairs: np.ndarray
+
+
+class _PairMatches(NamedTuple):
+    """(D,) matched IoU or NaN, (D,) whether ignored, and (pairs,) ground truths not ignored."""
+
+    matched_ious: np.ndarray
+    ignored: np.ndarray
+    num_gt: np.ndarray
+
+
+def _check_settings(settings: MatchSettings) -> None:
+    tau, max_dets, area_range = settings
     if not 0.0 < tau < 1.0:
         raise ValueError(f"tau must lie strictly between 0 and 1, got {tau}.")
     if max_dets < 1:
@@ -132,29 +185,38 @@ def _ranked_and_capped(pairs: np.ndarray, scores: np.ndarray, max_dets: int) -> 
     order = np.lexsort((-scores, pairs))  # stable: equal scores keep their order in the file
     sorted_pairs = pairs[order]
     rank = np.arange(order.size) - np.searchsorted(sorted_pairs, sorted_pairs, side="left")
-    return order[rank < max_dets]
+    kept = order[rank < max_dets]
+    if kept.size < order.size:
+        _LOGGER.warning(
+            "%d of %d detections left out: only the %d best of an image and class count, as in "
+            "COCO's evaluation; raise max_dets (evaluate_lrp.py: --max-dets, config: "
+            "TEST.DETECTIONS_PER_IMAGE) to count more.",
+            order.size - kept.size,
+            order.size,
+            max_dets,
+        )
+    return kept
 
 
-def _match_pairs(ground_truths, detections, settings):
+def _match_pairs(
+    ground_truths: _Paired, detections: _Paired, settings: MatchSettings
+) -> _PairMatches:
     """Run COCOeval over G ground truths and D ranked detections, each given with its pair number.
 
     Every pair enters as an "image" of its own with a single class. That gives COCOeval the same
     boxes to match, but spares it the many pairs in which there is nothing to match. Ids are
     renumbered from 1, since it takes the id 0 for "no match".
-
-    Returns:
-        (D,) matched IoU or NaN, (D,) ignored, (pairs,) number of ground truths not ignored.
     """
     tau, max_dets, area_range = settings
-    gt_order = np.argsort(ground_truths[1], kind="stable")  # by pair, in file order inside
-    gt, gt_pairs = ground_truths[0].select(gt_order), ground_truths[1][gt_order]
+    gt_order = np.argsort(ground_truths.pairs, kind="stable")  # by pair, in file order inside
+    gt, gt_pairs = ground_truths.boxes.select(gt_order), ground_truths.pairs[gt_order]
     num_pairs = int(gt_pairs[-1]) + 1
     first_id = np.searchsorted(gt_pairs, np.arange(num_pairs)) + 1
     det, det_pairs = detections
     with contextlib.redirect_stdout(io.StringIO()):
         coco_eval = COCOeval(
-            _coco_api(gt, gt_pairs, area=gt.extra[:, 0], iscrowd=gt.extra[:, 1].astype(np.int64)),
-            _coco_api(det, det_pairs, area=det.xywh[:, 2] * det.xywh[:, 3], score=det.extra),
+            _coco_api(gt, gt_pairs, area=gt.area, iscrowd=gt.is_crowd.astype(np.int64)),
+            _coco_api(det, det_pairs, area=det.xywh[:, 2] * det.xywh[:, 3], score=det.score),
             "bbox",
         )
         coco_eval.params.imgIds = list(range(num_pairs))
@@ -173,10 +235,10 @@ def _match_pairs(ground_truths, detections, settings):
         matched_ious.append(ious)
     ignored = [result["dtIgnore"][0].astype(bool) for result in coco_eval.evalImgs]
     num_gt = [np.count_nonzero(result["gtIgnore"] == 0) for result in coco_eval.evalImgs]
-    return np.concatenate(matched_ious), np.concatenate(ignored), np.array(num_gt)
+    return _PairMatches(np.concatenate(matched_ious), np.concatenate(ignored), np.array(num_gt))
 
 
-def _coco_api(boxes: Boxes, pairs: np.ndarray, **columns: np.ndarray) -> COCO:
+def _coco_api(boxes: GroundTruths | Detections, pairs: np.ndarray, **columns: np.ndarray) -> COCO:
     """In-memory COCO object with one "image" per pair; ids are positions + 1."""
     names = ("id", "image_id", "category_id", "bbox", *columns)
     rows = zip(
@@ -198,15 +260,3 @@ def _coco_api(boxes: Boxes, pairs: np.ndarray, **columns: np.ndarray) -> COCO:
 
 def _outside(areas: np.ndarray, area_range: tuple[float, float]) -> np.ndarray:
     return (areas < area_range[0]) | (areas > area_range[1])
-
-
-def _by_class(category_ids: list, columns: tuple, num_gt: np.ndarray) -> dict:
-    category, *columns = columns
-    bounds = np.searchsorted(category, np.arange(len(category_ids) + 1))
-    return {
-        category_id: ClassMatches(
-            *(column[bounds[index] : bounds[index + 1]] for column in columns),
-            num_gt=int(num_gt[index]),
-        )
-        for index, category_id in enumerate(category_ids)
-    }

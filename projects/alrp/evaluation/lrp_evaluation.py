@@ -6,16 +6,19 @@ import logging
 import numpy as np
 import os
 
-from detectron2.evaluation import COCOEvaluator
+from detectron2.config import CfgNode
 from detectron2.structures import BoxMode
 
 from ..errors import UserError
-from .coco_input import DetectionColumns, category_names
-from .coco_matching import evaluate_lrp
+from .average_precision import APEvaluator
+from .coco_input import DetectionColumns, detection_boxes
+from .coco_matching import MatchSettings, lrp_by_name, match_boxes
 from .report import METRICS, lrp_summary, lrp_table, write_summary
 
+_LOGGER = logging.getLogger(__name__)
 
-class LRPEvaluator(COCOEvaluator):
+
+class LRPEvaluator(APEvaluator):
     """Evaluate box detections by optimal LRP, under the task key ``"lrp"``.
 
     Use it next to a :class:`COCOEvaluator` in ``DatasetEvaluators``. The results are
@@ -42,13 +45,20 @@ class LRPEvaluator(COCOEvaluator):
         """
         Args:
             dataset_name, distributed, output_dir, allow_cached_coco: see :class:`COCOEvaluator`.
-            tasks: None or ``("bbox",)``; LRP of masks and keypoints is not provided.
+            tasks: None or ``("bbox",)``; LRP of masks and keypoints is not provided. A config is
+                accepted with a warning, as by :class:`COCOEvaluator`, and means None.
             tau: IoU a detection needs to count as correct, in (0, 1).
             max_dets_per_image: best-scoring detections kept per image and class; 100 if None.
         Raises:
             ValueError: on another task or an argument outside its range.
-            UserError: if two classes of the dataset have the same name.
+            UserError: if the annotation file breaks a rule of COCO's format, for example by two
+                classes of the same name.
         """
+        if isinstance(tasks, CfgNode):
+            _LOGGER.warning(
+                "LRPEvaluator: a config as second argument is deprecated; leave it out."
+            )
+            tasks = None
         if tasks is not None and tuple(tasks) != ("bbox",):
             raise ValueError(
                 f"LRPEvaluator evaluates boxes, got tasks {tuple(tasks)}; pass None or ('bbox',)."
@@ -68,12 +78,10 @@ class LRPEvaluator(COCOEvaluator):
             use_fast_impl=False,
             allow_cached_coco=allow_cached_coco,
         )
-        self._logger = logging.getLogger(__name__)
+        self._logger = _LOGGER
         self._tau = tau
         # The parent saves predictions where it finds an output directory; once is enough.
         self._lrp_output_dir, self._output_dir = output_dir, None
-        if self._do_evaluation:
-            category_names(self._coco_api.dataset)  # a clash of names must not surface hours later
 
     def process(self, inputs, outputs):
         """See the parent; keeps (boxes XYWH, scores, classes) arrays instead of a dict per box."""
@@ -91,13 +99,11 @@ class LRPEvaluator(COCOEvaluator):
         if not self._do_evaluation:
             self._logger.info("Annotations are not available for LRP evaluation.")
             return
-        per_class = evaluate_lrp(
-            self._coco_api.dataset,
-            self._detection_columns(predictions),
-            tau=self._tau,
-            max_dets=self._max_dets_per_image[-1],
-            image_ids=img_ids,
-        )
+        dataset = self._coco_api.dataset
+        detections = detection_boxes(self._detection_columns(predictions), dataset)
+        settings = MatchSettings(self._tau, self._max_dets_per_image[-1])
+        matches = match_boxes(dataset, detections, settings, img_ids)
+        per_class = lrp_by_name(dataset, matches, self._tau)
         summary = lrp_summary(per_class)
         self._logger.info("LRP error of boxes at tau %g:\n%s", self._tau, lrp_table(summary))
         if self._lrp_output_dir:

@@ -6,8 +6,7 @@ Names are loaded on first use: ``python -m alrp.data.datasets.shapes`` needs no 
 from importlib import import_module
 
 _MODULES = {
-    "Finding": "coco_check",
-    "check_coco_dataset": "coco_check",
+    "check_dataset": "dataset_check",
     "register_coco_format": "coco_format",
     "make_shapes_dataset": "shapes",
 }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 
 from ...errors import UserError
+from .coco_loader import CocoFiles, load_coco_format
 
 _SHAPE = '["my_train", "path/to/train.json", "path/to/images"]'
 
@@ -18,8 +19,9 @@ def register_coco_format(cfg: CfgNode) -> None:
     """Register every ``[name, annotation_json, image_folder]`` of ``DATASETS.COCO_FORMAT``.
 
     Paths may hold environment variables (``$NAME``, ``${NAME}``) and ``~``; relative ones are taken
-    from the current directory. Files are not opened here. Registering the same triple again does
-    nothing, so that worker processes can repeat the call.
+    from the current directory. Files are not opened here. Masks are read with ``MODEL.MASK_ON``
+    only, keypoints with ``MODEL.KEYPOINT_ON``. Registering the same triple again does nothing but
+    follow these two, so that worker processes can repeat the call.
 
     Raises:
         UserError: on a malformed entry, an unset environment variable, or a name that another
@@ -29,7 +31,8 @@ def register_coco_format(cfg: CfgNode) -> None:
         where = f"DATASETS.COCO_FORMAT entry {i + 1}"
         name, annotation_json, image_folder = _checked_triple(entry, where)
         paths = [os.path.abspath(expand_path(p, where)) for p in (annotation_json, image_folder)]
-        _register(name, *paths, where)
+        files = CocoFiles(*paths, masks=cfg.MODEL.MASK_ON, keypoints=cfg.MODEL.KEYPOINT_ON)
+        _register(name, files, where)
 
 
 def coco_format_names(cfg: CfgNode) -> list[str]:
@@ -71,14 +74,20 @@ def expand_path(path: str, where: str) -> str:
     return expanded
 
 
-def _register(name: str, annotation_json: str, image_folder: str, where: str) -> None:
-    if name not in DatasetCatalog:
-        register_coco_instances(name, {}, annotation_json, image_folder)
-        return
-    metadata = MetadataCatalog.get(name)
-    present = metadata.get("json_file"), metadata.get("image_root")
-    if present != (annotation_json, image_folder):
+def _register(name: str, files: CocoFiles, where: str) -> None:
+    present = MetadataCatalog.get(name) if name in DatasetCatalog else None
+    if present is None:
+        MetadataCatalog.get(name).set(
+            json_file=files.annotation_json, image_root=files.image_folder, evaluator_type="coco"
+        )
+    elif (present.get("json_file"), present.get("image_root")) != files[:2]:
         raise UserError(
             f"{where}: the name {name!r} already belongs to another dataset (annotations "
-            f"{present[0]}, images {present[1]}); choose a name of its own for {annotation_json}."
+            f"{present.get('json_file')}, images {present.get('image_root')}); choose a name of "
+            f"its own for {files.annotation_json}."
         )
+    elif getattr(DatasetCatalog[name], "args", None) == (name, files):
+        return
+    else:
+        DatasetCatalog.remove(name)
+    DatasetCatalog.register(name, partial(load_coco_format, name, files))

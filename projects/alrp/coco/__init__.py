@@ -1,0 +1,22 @@
+"""One set of rules for COCO's files: annotation files and lists of detections.
+
+The check before a training, the data loader, the evaluators and ``tools/evaluate_lrp.py`` all use
+it, so that a file that passes one of them passes the others. Needs NumPy only.
+"""
+
+from .annotation_rules import Purpose, check_annotations, check_fields, check_meaning
+from .completion import completed
+from .findings import Finding, raise_errors
+from .result_rules import check_result_boxes, check_results
+
+__all__ = [
+    "Finding",
+    "Purpose",
+    "check_annotations",
+    "check_fields",
+    "check_meaning",
+    "check_result_boxes",
+    "check_results",
+    "completed",
+    "raise_errors",
+]

@@ -1,0 +1,307 @@
+"""The rules of an annotation file in COCO's detection format."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Callable, NamedTuple
+
+from .box_rules import check_boxes
+from .findings import Finding, listed
+from .values import (
+    MAX_AREA,
+    is_area,
+    is_box,
+    is_flag,
+    is_id,
+    is_keypoints,
+    is_length,
+    is_segmentation,
+    is_text,
+    is_whole,
+)
+
+
+class Purpose(NamedTuple):
+    """What an annotation file is read for.
+
+    Attributes:
+        training: whether a model learns from it: annotations must be there, and what an evaluation
+            only warns about is an error.
+        images: whether image files are read too. Then images need a file name and a size,
+            categories a name, annotations an id, and ids of categories are numbers.
+        ids: whether annotations need an id though no images are read; pycocotools' index does.
+        masks: whether segmentations are used (``MODEL.MASK_ON``).
+        keypoints: whether keypoints are used (``MODEL.KEYPOINT_ON``).
+        drops_broken_masks: whether the loader leaves out annotations with broken segmentations
+            though masks are not used. Detectron2's own does.
+        tolerate_bad_boxes: whether empty boxes and boxes outside of the image are warnings even in
+            training; for published files, which their user cannot mend.
+        tolerate_repeated_ids: whether ids of annotations may be repeated, as in COCO's "minival".
+    """
+
+    training: bool = False
+    images: bool = False
+    ids: bool = False
+    masks: bool = False
+    keypoints: bool = False
+    drops_broken_masks: bool = False
+    tolerate_bad_boxes: bool = False
+    tolerate_repeated_ids: bool = False
+
+
+class _Field(NamedTuple):
+    name: str
+    is_sound: Callable[[object], bool]
+    wanted: str
+    needed: bool = True
+
+
+def check_annotations(where: str, content: object, purpose: Purpose) -> list[Finding]:
+    """Mistakes in the content of an annotation file; empty if all is well.
+
+    Without an error in it, every field that is read later has a value of the right kind. Fields
+    that may be left out are filled in by :func:`completed`.
+
+    Args:
+        where: name of the file, for the messages.
+        content: the parsed JSON.
+        purpose: what the file is read for.
+    """
+    return check_fields(where, content, purpose) or check_meaning(where, content, purpose)
+
+
+def check_fields(where: str, content: object, purpose: Purpose) -> list[Finding]:
+    """As :func:`check_annotations`, but each record is looked at alone; errors only."""
+    if not isinstance(content, dict):
+        what = "expected a JSON object with the lists 'images', 'categories' and 'annotations', "
+        what += f"but the file holds a {type(content).__name__}"
+        fix = "name a file in COCO's annotation format; detection results are not one"
+        return [Finding("error", where, what, fix)]
+    return [
+        finding
+        for key in ("categories", "images", "annotations")
+        if not (key == "annotations" and key not in content and not purpose.training)
+        for finding in _check_list(where, content, key, _fields(key, purpose))
+    ]
+
+
+def check_meaning(where: str, content: dict, purpose: Purpose) -> list[Finding]:
+    """As :func:`check_annotations`, of content in which :func:`check_fields` found nothing."""
+    annotations = content.get("annotations", [])
+    image_by_id = {image["id"]: image for image in content["images"]}
+    # Annotations of unknown images are reported by _check_ids and cannot be judged further.
+    known = [a for a in annotations if a["image_id"] in image_by_id]
+    return [
+        *_check_ids(where, content, purpose),
+        *_check_names(where, content["categories"]),
+        *_check_id_zero(where, annotations, purpose),
+        *_check_segmentations(where, annotations, purpose),
+        *check_boxes(where, known, image_by_id, purpose),
+    ]
+
+
+def _fields(key: str, purpose: Purpose) -> list[_Field]:
+    """Fields of the records of one list, as far as the purpose reads them."""
+    category_id = (is_whole, "an integer") if purpose.images else (is_id, "an integer or text")
+    if key == "categories":
+        return [_Field("id", *category_id), _Field("name", is_text, "a name", purpose.images)]
+    if key == "images":
+        fields = [_Field("id", is_id, "an integer or string")]
+        if purpose.images:
+            size = (is_length, "a positive number of pixels")
+            path = "a path relative to the image folder"
+            fields += [_Field("file_name", is_text, path)]
+            fields += [_Field("width", *size), _Field("height", *size)]
+        return fields
+    fields = [
+        _Field("image_id", is_id, "the id of an image"),
+        _Field("category_id", category_id[0], "the id of a category"),
+        _Field("bbox", is_box, "four numbers [x, y, width, height] (pixels)"),
+        _Field("area", is_area, f"an area from 0 to {MAX_AREA:.0e} square pixels", False),
+        _Field("iscrowd", is_flag, "0 or 1", False),
+    ]
+    if purpose.images or purpose.ids:
+        fields.insert(0, _Field("id", is_whole, "an integer"))
+    if purpose.keypoints:
+        wanted = "a list of numbers [x, y, visibility, ...]"
+        fields.append(_Field("keypoints", is_keypoints, wanted, False))
+    return fields
+
+
+def _check_list(where: str, content: dict, key: str, fields: list[_Field]) -> list[Finding]:
+    """One list is there, and its records have sound fields."""
+    records = content.get(key)
+    if not isinstance(records, list) or (not records and key != "annotations"):
+        found = "is missing" if key not in content else f"is {str(records)[:40]}"
+        what = f"expected a non-empty list {key!r}, but it {found}"
+        fix = f"export the dataset in COCO's detection format, with its {key}"
+        return [Finding("error", where, what, fix)]
+    strange = [f"{key}[{i}]" for i, r in enumerate(records) if not isinstance(r, dict)]
+    if strange:
+        what = f"expected JSON objects in {key!r}, but {len(strange)} are not: {listed(strange)}"
+        fix = "remove them or export the dataset again"
+        return [Finding("error", where, what, fix)]
+    findings = []
+    for field in fields:
+        # An optional field may be left out, but null is no number.
+        bad = [
+            i
+            for i, record in enumerate(records)
+            if not (
+                field.is_sound(record[field.name]) if field.name in record else not field.needed
+            )
+        ]
+        if bad:
+            what = f"expected {field.wanted} as {field.name!r} of each of the {key}, but "
+            what += f"{len(bad)} are not so: "
+            what += listed(bad, lambda i: f"{key}[{i}] is {_shown(records[i], field.name)}")
+            fix = f"write {field.name!r} into these {key} or remove them"
+            if not field.needed:
+                fix = f"correct {field.name!r} of these {key} or leave it out"
+            findings.append(Finding("error", where, what, fix))
+    return findings
+
+
+def _shown(record: dict, field: str) -> str:
+    """The wrong field first: the rest of a record may be long."""
+    if field in record:
+        rest = {key: value for key, value in record.items() if key != field}
+        record = {field: record[field], **rest}
+    return _repr(record)[:100]
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return "an object with a number of thousands of digits"
+
+
+def _check_ids(where: str, content: dict, purpose: Purpose) -> list[Finding]:
+    """Ids are unique and of one kind; annotations refer to what is there."""
+    findings = []
+    annotations = content.get("annotations", [])
+    for key in ("categories", "images", "annotations"):
+        records = [r for r in content.get(key, []) if key != "annotations" or "id" in r]
+        counts = Counter(_hashable(record["id"]) for record in records)
+        repeated = [f"{id_!r} ({count} times)" for id_, count in counts.items() if count > 1]
+        if repeated and not (key == "annotations" and purpose.tolerate_repeated_ids):
+            what = f"expected unique ids of {key}, but {len(repeated)} are not: {listed(repeated)}"
+            findings.append(Finding("error", where, what, f"number the {key} anew"))
+        if key != "annotations" and len({isinstance(id_, str) for id_ in counts}) > 1:
+            what = f"expected ids of {key} of one kind, but some are numbers, others are text, "
+            what += "such as " + repr(next(id_ for id_ in counts if isinstance(id_, str)))
+            findings.append(Finding("error", where, what, f"number the {key} anew"))
+    for field, key in (("image_id", "images"), ("category_id", "categories")):
+        findings += _check_references(where, annotations, field, content[key], purpose)
+    ignored = [f"annotation {_name(a, i)}" for i, a in enumerate(annotations) if a.get("ignore")]
+    if ignored:
+        what = f"{len(ignored)} annotations set 'ignore', which neither Detectron2 nor COCO's "
+        what += f"evaluation supports: {listed(ignored)}"
+        fix = "delete these annotations, or set 'iscrowd' to 1 and 'ignore' to 0"
+        findings.append(Finding("error" if purpose.images else "warning", where, what, fix))
+    return findings
+
+
+def _hashable(value: object) -> object:
+    """Annotation ids are not used where only boxes are read, and may then be anything."""
+    return value if isinstance(value, (int, float, str)) else repr(value)
+
+
+def _check_references(
+    where: str, annotations: list, field: str, records: list, purpose: Purpose
+) -> list[Finding]:
+    """``field`` of every annotation is the id of a record."""
+    ids = {record["id"] for record in records}
+    key = "images" if field == "image_id" else "categories"
+    unknown = [i for i, annotation in enumerate(annotations) if annotation[field] not in ids]
+    if not unknown:
+        return []
+    what = f"{len(unknown)} annotations refer to {key} that are not listed: " + listed(
+        unknown,
+        lambda i: f"annotation {_name(annotations[i], i)} has {field} {annotations[i][field]!r}",
+    )
+    hint = type_hint([annotations[i][field] for i in unknown], ids)
+    if hint:
+        fix = f"write 'id' of the {key} and {field!r} of the annotations alike"
+        return [Finding("error", where, f"{what}; {hint}", fix)]
+    # An evaluation leaves single ones out, as COCO's does, but needs something to evaluate.
+    is_error = purpose.training or len(unknown) == len(annotations)
+    if not is_error:
+        what += "; they are left out"
+    fix = f"add the missing {key} or delete these annotations"
+    return [Finding("error" if is_error else "warning", where, what, fix)]
+
+
+def type_hint(given: list, known: set) -> str:
+    """What is wrong if ids were written as text on one side and as numbers on the other."""
+    twins = {str(id_): id_ for id_ in known}
+    mismatch = [value for value in given if str(value) in twins]
+    if not mismatch:
+        return ""
+    twin = twins[str(mismatch[0])]
+    kinds = ("text", "numbers") if isinstance(mismatch[0], str) else ("numbers", "text")
+    return f"these ids are {kinds[0]} ({mismatch[0]!r}), those listed are {kinds[1]} ({twin!r})"
+
+
+def _name(annotation: dict, position: int) -> str:
+    """Id of an annotation, or its position where it has none."""
+    return repr(annotation["id"]) if "id" in annotation else f"at position {position}"
+
+
+def _check_names(where: str, categories: list) -> list[Finding]:
+    """Two categories of one name would be one line in a report."""
+    ids: dict[str, dict] = {}  # the inner ones are sets that keep their order
+    for category in categories:
+        ids.setdefault(category.get("name", str(category["id"])), {})[category["id"]] = None
+    twice = [
+        f"categories {' and '.join(map(repr, same))} are {'both' if len(same) == 2 else 'all'} "
+        f"named {name!r}"
+        for name, same in ids.items()
+        if len(same) > 1
+    ]
+    if not twice:
+        return []
+    what = f"expected a name of its own for each category, but {listed(twice)}"
+    return [Finding("error", where, what, "rename or merge them in 'categories'")]
+
+
+def _check_id_zero(where: str, annotations: list, purpose: Purpose) -> list[Finding]:
+    """pycocotools marks an unmatched detection by id 0, so AP would miss the match with it."""
+    if not purpose.images or all(annotation["id"] != 0 for annotation in annotations):
+        return []
+    what = "an annotation has the id 0, which COCO's evaluation takes for 'no match'; the "
+    what += "annotations are numbered from 1 in memory"
+    return [Finding("warning", where, what, "nothing needs to be done; the file is left as it is")]
+
+
+def _check_segmentations(where: str, annotations: list, purpose: Purpose) -> list[Finding]:
+    """Masks are there if they are used; where they are not, none may cost a box."""
+    if not (purpose.masks or purpose.drops_broken_masks):
+        return []
+    missing = [i for i, a in enumerate(annotations) if not a.get("segmentation")]
+    broken = [
+        i
+        for i, a in enumerate(annotations)
+        if a.get("segmentation") and not is_segmentation(a["segmentation"])
+    ]
+    findings = []
+    if missing and purpose.masks:
+        what = f"MODEL.MASK_ON needs segmentation, but {len(missing)} annotations have none: "
+        what += listed(missing, lambda i: f"annotation {_name(annotations[i], i)}")
+        fix = "set MODEL.MASK_ON False, or add polygons to these annotations"
+        findings.append(Finding("error", where, what, fix))
+    if broken:
+        what = "expected polygons [[x1, y1, x2, y2, x3, y3, ...], ...] of three points or more, or "
+        what += f"a run-length encoding, as 'segmentation', but {len(broken)} annotations have "
+        what += "something else: " + listed(
+            broken,
+            lambda i: f"annotation {_name(annotations[i], i)}: "
+            + _repr(annotations[i]["segmentation"])[:80],
+        )
+        fix = "correct these segmentations"
+        if not purpose.masks:
+            what += "; Detectron2's loader leaves out such annotations, boxes included, or fails"
+            fix += ", or name the dataset in DATASETS.COCO_FORMAT, where only boxes are read"
+        findings.append(Finding("error", where, what, fix))
+    return findings

@@ -1,0 +1,71 @@
+"""Detectron2's evaluator of COCO's average precision, for the files that people have."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections import Counter
+from pycocotools.coco import COCO
+
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.utils.file_io import PathManager
+
+from ..coco import Purpose, check_annotations, completed, raise_errors
+from ..files import read_json
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class APEvaluator(COCOEvaluator):
+    """:class:`COCOEvaluator` whose annotation file is checked first and completed in memory.
+
+    ``area`` and ``iscrowd`` may be left out, and ids of annotations may begin at 0; see
+    :func:`alrp.coco.completed`. Arguments and results are those of the parent. Detections beyond
+    the ``max_dets_per_image`` best of an image and class, 100 if None, are left out with a warning.
+    """
+
+    def __init__(self, dataset_name: str, tasks=None, *args, **kwargs):
+        """
+        Args:
+            dataset_name, tasks, args, kwargs: see :class:`COCOEvaluator`.
+        Raises:
+            UserError: if the annotation file cannot be read or breaks a rule of COCO's format.
+        """
+        json_file = MetadataCatalog.get(dataset_name).get("json_file")
+        if json_file is not None:
+            masks = isinstance(tasks, (tuple, list)) and "segm" in tasks
+            purpose = Purpose(ids=True, masks=masks, tolerate_repeated_ids="minival" in json_file)
+            dataset = read_json(PathManager.get_local_path(json_file))
+            findings = check_annotations(f"dataset {dataset_name!r}, {json_file}", dataset, purpose)
+            # Warnings are left to the check before the start: each evaluation would repeat them.
+            raise_errors((f for f in findings if f.severity == "error"), _LOGGER)
+        super().__init__(dataset_name, tasks, *args, **kwargs)
+        self._coco_api = _coco_api(completed(self._coco_api.dataset))
+
+    def _eval_predictions(self, predictions, img_ids=None):
+        self._warn_of_cut([prediction["instances"] for prediction in predictions])
+        super()._eval_predictions(predictions, img_ids)
+
+    def _warn_of_cut(self, detections_per_image: list[list[dict]]) -> None:
+        """Say how many detections COCO's evaluation leaves out."""
+        cap = self._max_dets_per_image[-1]
+        cut = 0
+        for detections in detections_per_image:
+            if len(detections) > cap:
+                counts = Counter(detection["category_id"] for detection in detections)
+                cut += sum(max(0, count - cap) for count in counts.values())
+        if cut:
+            self._logger.warning(
+                f"AP: {cut} detections left out: only the {cap} best of an image and class count; "
+                "raise max_dets_per_image (config: TEST.DETECTIONS_PER_IMAGE) to count more."
+            )
+
+
+def _coco_api(dataset: dict) -> COCO:
+    api = COCO()
+    api.dataset = dataset
+    with contextlib.redirect_stdout(io.StringIO()):
+        api.createIndex()
+    return api
