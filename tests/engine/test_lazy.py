@@ -101,6 +101,13 @@ def test_mistakes_end_with_one_message_before_anything_is_made(
     assert not (tmp_path / "output").exists()
 
 
+def test_divergence_in_the_last_iteration_is_not_hidden_by_an_evaluation(run, capsys, tmp_path):
+    assert run(more=["optimizer.lr=1e30", "train.eval_period=1000"]) == 1
+    printed = "".join(capsys.readouterr())
+    assert printed.count("error: ") == 1 and "NaN or Inf" in printed
+    assert "Traceback" not in printed and not (tmp_path / "output" / "inference").exists()
+
+
 def test_a_yaml_file_is_sent_to_the_other_command(lazyconfig_train_net, capsys):
     config = str(ROOT / "configs" / "Base-ALRP-RetinaNet.yaml")
     args = argument_parser().parse_args(["--config-file", config])

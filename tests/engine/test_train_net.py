@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from alrp.engine import argument_parser, run_command
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -149,3 +151,57 @@ def test_evaluation_repeats_the_figures_of_the_training_run(command_line, run, t
     )
     assert results(tmp_path / "evaluated") == results(tmp_path / "output")
     assert f"{last['bbox/AP']:.4f}" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_command_ends_its_processes_and_says_how_to_go_on(
+    command_line, tmp_path, number, status
+):
+    folder, log = tmp_path / "output", tmp_path / "printed.txt"
+    options = ("--num-gpus", "2") if number == signal.SIGINT else ()
+    arguments = command_line(
+        *options, SOLVER__MAX_ITER=10**5, SOLVER__CHECKPOINT_PERIOD=2, DATALOADER__NUM_WORKERS=1
+    )
+    process = start(arguments, log)
+    deadline = time.monotonic() + 400
+    while not (folder / "last_checkpoint").exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == status, log.read_text()
+    printed = log.read_text()
+    last = folder / (folder / "last_checkpoint").read_text()
+    assert printed.splitlines()[-1].endswith(f"; --resume goes on from {last}")
+    assert "Traceback" not in printed and "leaked" not in printed
+    assert not (folder / "inference").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_loader_worker_ends_the_command_with_one_message(command_line, tmp_path):
+    folder, log = tmp_path / "output", tmp_path / "printed.txt"
+    process = start(command_line(SOLVER__MAX_ITER=10**5, DATALOADER__NUM_WORKERS=1), log)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 400
+    while "Starting training" not in log.read_text() or not children.read_text():
+        assert time.monotonic() < deadline and process.poll() is None, log.read_text()
+        time.sleep(0.05)
+    os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
+    assert process.wait(timeout=60) == 1
+    printed = log.read_text()
+    assert "error: a loader worker was killed" in printed.splitlines()[-1]
+    assert printed.splitlines()[-1].endswith("; there is no checkpoint yet to go on from")
+    assert "Traceback" not in printed and not (folder / "model_final.pth").exists()
+
+
+@pytest.mark.parametrize("max_iter", [2, 20], ids=["in the last iteration", "earlier"])
+def test_divergence_ends_with_one_message_and_no_evaluation(
+    command_line, train_net, capsys, tmp_path, max_iter
+):
+    arguments = command_line(
+        SOLVER__BASE_LR=1e30, SOLVER__WARMUP_ITERS=0, SOLVER__MAX_ITER=max_iter
+    )
+    assert run_command(train_net.main, argument_parser().parse_args(arguments)) == 1
+    printed = "".join(capsys.readouterr())
+    assert printed.count("error: ") == 1 and "NaN or Inf" in printed
+    assert "Traceback" not in printed and not (tmp_path / "output" / "inference").exists()

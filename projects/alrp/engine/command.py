@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import Callable
 import torch
-from torch.multiprocessing import ProcessRaisedException
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 from detectron2.utils.file_io import PathManager
 
 from ..checkpoint import TorchvisionPathHandler
@@ -18,16 +18,20 @@ from ..config import load_config
 from ..data.datasets.coco_format import expand_path, register_coco_format
 from ..errors import UserError
 from . import preflight
+from .failures import explain
+from .launch import ProcessFailure, Terminated, launch
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's ``default_argument_parser`` with ``--dry-run``."""
+    """Detectron2's ``default_argument_parser`` with ``--dry-run``; processes choose a free port."""
     parser = default_argument_parser()
     parser.add_argument(
         "--dry-run",
         action="store_true",
         help="train one iteration, report memory and the time of the schedule, write nothing",
     )
+    # Detectron2's default is one port per user, which a second training finds in use.
+    parser.set_defaults(dist_url="auto")
     return parser
 
 
@@ -60,41 +64,34 @@ def run_command(main, args, setup: Callable[[argparse.Namespace], CfgNode] = set
         setup: function of ``args`` that gives the config to check.
 
     Returns:
-        int: 0; 1 after a message on standard error; 130 if interrupted.
+        int: 0; 1 after a message on standard error; 130 after Ctrl-C and 143 after SIGTERM.
     """
+    cfg = None
     try:
-        _check(setup(args), args)
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted; --resume goes on from the last checkpoint\n")
-        return 130
-    except (UserError, FloatingPointError) as error:
-        return _fail(_last_message(str(error)) or str(error))
-    except ProcessRaisedException as error:
-        message = _last_message(str(error))
-        if message is None:
+        cfg = setup(args)
+        _check(cfg, args)
+        launch(main, args)
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, Terminated)
+        what = "terminated (SIGTERM)" if terminated else "interrupted"
+        return _fail(what + _resume_hint(cfg, args), 143 if terminated else 130)
+    except Exception as error:
+        failure = error.failure if isinstance(error, ProcessFailure) else explain(error)
+        if failure is None:
             raise
-        return _fail(message)
+        hint = _resume_hint(cfg, args) if failure.from_outside else ""
+        return _fail(failure.message + hint)
     return 0
 
 
-def _last_message(text: str) -> str | None:
-    """Message of the last error of the user in a printed traceback; None if there is none.
-
-    This is all that is known of an exception in a spawned process or a worker of a data loader.
-    """
-    for kind in (f"{UserError.__module__}.{UserError.__qualname__}", "FloatingPointError"):
-        _, found, message = text.rpartition(f"\n{kind}: ")
-        if found:
-            return message.strip()
-    return None
+def _resume_hint(cfg: CfgNode | None, args) -> str:
+    """Whether ``--resume`` can go on; nothing where there is nothing to go on with."""
+    if cfg is None or args.eval_only or getattr(args, "dry_run", False):
+        return ""
+    tag = Path(cfg.OUTPUT_DIR, "last_checkpoint")
+    if not tag.is_file() or not (tag.parent / tag.read_text()).is_file():
+        return "; there is no checkpoint yet to go on from"
+    return f"; --resume goes on from {tag.parent / tag.read_text()}"
 
 
 def _check(cfg: CfgNode, args) -> None:
@@ -159,6 +156,6 @@ def _check_processes(cfg: CfgNode, args) -> None:
         )
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int = 1) -> int:
     sys.stderr.write(f"error: {message}\n")
-    return 1
+    return status

@@ -1,0 +1,219 @@
+"""Starts the processes of a command and ends all of them when one fails or the user stops it."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import Callable, Iterator
+from urllib.parse import urlsplit
+import torch.distributed as dist
+import torch.multiprocessing
+from torch.multiprocessing import ProcessRaisedException
+
+from detectron2.engine.launch import DEFAULT_TIMEOUT, _distributed_worker
+
+from ..errors import UserError
+from .failures import Failure, explain, one_message
+
+# Seconds for processes to end by themselves when another has failed, and after being asked to.
+_GRACE = 3.0
+
+
+class ProcessFailure(Exception):
+    """One of several processes failed for a known reason, ``failure``; all have ended."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as job schedulers send it before they kill."""
+
+
+def launch(main: Callable, args) -> None:
+    """Run ``main(args)`` in every process of this machine.
+
+    A single process is this one. The first failure ends all others within seconds.
+
+    Args:
+        main: function at the top level of a module.
+        args: of ``argument_parser``.
+
+    Raises:
+        ProcessFailure: if one of several processes failed for a known reason.
+        ProcessRaisedException: if one of several failed otherwise; with its traceback.
+    """
+    num_processes = args.num_gpus * args.num_machines
+    with one_message(), _sigterm_raises():
+        if num_processes <= 1:
+            main(args)
+            return
+        url = process_group_url(args)
+        outcomes = multiprocessing.get_context("spawn").SimpleQueue()
+        earlier = multiprocessing.active_children()
+        try:
+            context = torch.multiprocessing.start_processes(
+                _run, (main, args, url, outcomes), nprocs=args.num_gpus, join=False
+            )
+            failed = _wait_for_a_failure(context.processes)
+            if failed:
+                _raise_cause(context.processes, outcomes)
+        finally:
+            _end([p for p in multiprocessing.active_children() if p not in earlier])
+
+
+def _run(local_rank: int, main: Callable, args, url: str, outcomes) -> None:
+    """What a process does; its failure goes to the queue ``outcomes``."""
+    try:
+        with one_message(), _sigterm_raises():
+            _distributed_worker(
+                local_rank,
+                main,
+                args.num_gpus * args.num_machines,
+                args.num_gpus,
+                args.machine_rank,
+                url,
+                (args,),
+                DEFAULT_TIMEOUT,
+            )
+        dist.destroy_process_group()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        outcomes.put((local_rank, explain(error), traceback.format_exc()))
+        sys.exit(1)
+
+
+def _wait_for_a_failure(processes: list) -> bool:
+    """Whether a process failed; returns when the first has, or all have ended."""
+    running = list(processes)
+    while running:
+        wait([process.sentinel for process in running])
+        running = [process for process in running if process.is_alive()]
+        if any(process.exitcode for process in processes):
+            return True
+    return False
+
+
+def _raise_cause(processes: list, outcomes) -> None:
+    """Raise what made the first process fail; the others, given the time, fail of its end."""
+    deadline = time.monotonic() + _GRACE
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    reports = []
+    while not outcomes.empty():
+        reports.append(outcomes.get())
+    reporting = {rank for rank, _, _ in reports}
+    for rank, process in enumerate(processes):
+        if process.exitcode and rank not in reporting:
+            raise ProcessFailure(Failure(_silent_end(rank, process.exitcode), from_outside=True))
+    rank, failure, text = reports[0]  # put before its process ended, which failed the others
+    if failure is not None:
+        raise ProcessFailure(failure)
+    message = f"\n\n-- Process {rank} terminated with the following error:\n{text}"
+    raise ProcessRaisedException(message, rank, processes[rank].pid)
+
+
+def _silent_end(rank: int, exit_code: int) -> str:
+    if exit_code > 0:
+        return f"process {rank} ended with exit status {exit_code}"
+    name = signal.Signals(-exit_code).name
+    return f"process {rank} was killed ({name}{'; out of memory?' if name == 'SIGKILL' else ''})"
+
+
+def _end(processes: list) -> None:
+    """End processes: by SIGTERM, so that their own worker processes end too, or else by SIGKILL."""
+    try:
+        for process in processes:
+            process.terminate()
+        deadline = time.monotonic() + _GRACE
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+    finally:  # also if the user cannot wait
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+            process.join()
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM raises :class:`Terminated` in the block, as Ctrl-C raises KeyboardInterrupt."""
+
+    def stop(*_) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals belong to the main thread
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def process_group_url(args) -> str:
+    """Where the processes meet: ``--dist-url``, or for "auto" a free port of this machine.
+
+    Raises:
+        UserError: if they cannot meet there.
+    """
+    url = args.dist_url
+    if url == "auto":
+        if args.num_machines > 1:
+            raise UserError(
+                "several machines need --dist-url tcp://ADDRESS:PORT, the same on all of them, with"
+                " the address of the machine that has --machine-rank 0 and a free port of it."
+            )
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            return f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    if not url.startswith(("file://", "env://")):
+        _check_tcp_url(url, is_host=args.machine_rank == 0)
+    return url
+
+
+def _check_tcp_url(url: str, is_host: bool) -> None:
+    expected = "expected tcp://ADDRESS:PORT with a port from 1 to 65535"
+    try:
+        parts = urlsplit(url)
+        port, host = parts.port, parts.hostname
+    except ValueError as error:  # the port
+        raise UserError(f"--dist-url {url}: {expected}, but: {error}.") from error
+    if parts.scheme != "tcp" or not host:
+        raise UserError(f"--dist-url {url} is no address; {expected}.")
+    if not port:
+        raise UserError(f"--dist-url {url} has no port; {expected}.")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
+    except OSError as error:
+        raise UserError(
+            f"--dist-url {url}: the address {host} is unknown here ({error})."
+        ) from error
+    if not is_host:
+        return
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            reason = f"this machine cannot listen at {host}: {os.strerror(error.errno)}"
+            if error.errno == errno.EADDRINUSE:
+                reason = f"port {port} is in use"
+            raise UserError(
+                f"--dist-url {url}: {reason}; name a free port of the machine with --machine-rank "
+                "0, or with a single machine leave --dist-url out."
+            ) from error

@@ -1,0 +1,141 @@
+"""Several processes: where they meet, and that none of them outlives a failure."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+import pytest
+
+from alrp.engine.launch import process_group_url
+from alrp.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def url(dist_url, **overrides):
+    options = {"num_machines": 1, "machine_rank": 0, **overrides}
+    return process_group_url(argparse.Namespace(dist_url=dist_url, **options))
+
+
+def test_auto_is_a_free_port_of_this_machine():
+    port = int(re.fullmatch(r"tcp://127\.0\.0\.1:(\d+)", url("auto"))[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", port))
+
+
+def test_several_machines_need_an_address():
+    with pytest.raises(UserError, match="several machines need --dist-url tcp://ADDRESS:PORT"):
+        url("auto", num_machines=2)
+
+
+@pytest.mark.parametrize(
+    "dist_url, said",
+    [
+        ("tcp://127.0.0.1", "has no port"),
+        ("tcp://127.0.0.1:0", "has no port"),
+        ("tcp://127.0.0.1:99999", "a port from 1 to 65535, but: Port out of range"),
+        ("tcp://127.0.0.1:abc", "a port from 1 to 65535"),
+        ("bogus", "is no address"),
+        ("http://127.0.0.1:5000", "is no address"),
+        ("tcp://no.such.host.invalid:5000", "no.such.host.invalid is unknown here"),
+        ("tcp://192.0.2.1:5000", "cannot listen at 192.0.2.1"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_refused(dist_url, said):
+    with pytest.raises(UserError, match="--dist-url") as caught:
+        url(dist_url)
+    assert said in str(caught.value)
+
+
+def test_a_port_in_use_is_refused_on_the_machine_that_listens():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(UserError, match=r"port \d+ is in use"):
+            url(taken)
+        assert url(taken, num_machines=2, machine_rank=1) == taken
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def start():
+    """``start(kind)``: a launch of two processes; none of them may outlive the test."""
+    started = []
+
+    def begin(kind):
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "tests/helpers/failing_launch.py", kind],
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return started[-1]
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        process.stdout.close()
+
+
+def processes_in(text):
+    return [int(pid) for pid in re.findall(r"process \d is (\d+)", text)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind, said",
+    [
+        ("killed", "raised ProcessFailure: process 1 was killed (SIGKILL; out of memory?)"),
+        ("mistake", "raised ProcessFailure: image 7 is empty"),
+        ("bug", "KeyError: 'no such thing'"),
+        ("exit", "raised ProcessFailure: process 1 ended with exit status 5"),
+        ("well", "ended well"),
+    ],
+)
+def test_the_first_failure_is_told_and_ends_all_processes(start, kind, said):
+    process = start(kind)
+    output = process.communicate(timeout=300)[0]
+    assert said in output and "leaked" not in output
+    assert output.count("Traceback") == (kind == "bug")
+    assert len(processes_in(output)) == 2 and not any(map(is_running, processes_in(output)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind, number, said",
+    [
+        ("signalled", signal.SIGINT, "raised KeyboardInterrupt"),
+        ("signalled", signal.SIGTERM, "raised Terminated"),
+        ("deaf", signal.SIGTERM, "raised Terminated"),
+    ],
+)
+def test_a_signal_to_the_parent_ends_its_processes(start, kind, number, said):
+    process, lines = start(kind), ""
+    while len(processes_in(lines)) < 2:
+        lines += process.stdout.readline()
+    time.sleep(0.5)
+    process.send_signal(number)
+    output = process.communicate(timeout=120)[0]
+    assert said in output and "Traceback" not in output and "leaked" not in output
+    assert not any(map(is_running, processes_in(lines)))
