@@ -37,11 +37,13 @@ setup(
     extras_require={
         "cpu": ["numba>=0.57"],
         "plot": ["matplotlib>=3.7"],
+        "safetensors": ["safetensors>=0.3"],
         "dev": [
             "pytest>=7",
             "hypothesis>=6",
             "matplotlib>=3.7",
             "numba>=0.57",
+            "safetensors>=0.3",
             "black",
             "isort>=5",
             "flake8",

@@ -268,9 +268,12 @@ def test_a_negative_self_balance_weight(fail, command_line, tmp_path, options):
 @pytest.mark.parametrize(
     "content, said",
     [
-        ({"meta": {}, "state_dict": {"a": torch.zeros(1)}}, "'state_dict', as MMDetection's do"),
-        ([torch.zeros(1)], "no mapping from names to tensors"),
-        ({"model": [1, 2]}, "no mapping from names to tensors"),
+        (
+            {"state_dict": {"backbone.conv1.weight": torch.zeros(1)}},
+            "the names of MMDetection; convert it first",
+        ),
+        ([torch.zeros(1)], "expected a dictionary, but the file holds a list"),
+        ({"model": [1, 2]}, "expected weights"),
     ],
 )
 def test_a_checkpoint_of_another_layout(fail, tmp_path, content, said):

@@ -7,6 +7,9 @@ import os
 import pickle
 import re
 import resource
+import shlex
+import subprocess
+import sys
 from collections import OrderedDict
 from fractions import Fraction
 from pathlib import Path
@@ -19,8 +22,9 @@ from torch.testing import assert_close
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
+from alrp.checkpoint.published import published_to_detectron2
 from alrp.config import add_alrp_config
-from alrp.engine import CheckedCheckpointer
+from alrp.engine import CheckedCheckpointer, argument_parser, setup_config
 from alrp.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -231,7 +235,31 @@ def test_foreign_classes_are_named_and_never_loaded(fail, legacy):
     found = "argparse.Namespace" if legacy else "argparse.Namespace, fractions.Fraction"
     assert f"objects of the classes {found} beside its tensors" in text
     assert "run code that the file chooses" in text
-    assert "torch.save({'state_dict': c['state_dict']}, 'NEW.pth')" in text
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_command_for_foreign_classes_makes_a_file_that_converts(fail, main, legacy):
+    content = published(config=argparse.Namespace(lr=1))
+    text = fail(content, _use_new_zipfile_serialization=not legacy)
+    command = text.splitlines()[-1].strip()
+    subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True)
+    os.remove("out.pth")
+    assert main(["NEW.pth", "out.pth"]) == 0
+    assert list(load_output()["model"]) == list(
+        published_to_detectron2(published()["state_dict"]).state
+    )
+
+
+def test_the_command_to_evaluate_is_one_that_train_net_takes(main, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.save(published_state(Model(classes=7)), "in.pth")
+    assert main(["in.pth", "out of it.pth"]) == 0
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert words[:2] == ["python", "train_net.py"]
+    args = argument_parser().parse_args(words[2:])
+    cfg = setup_config(args)
+    assert args.eval_only and cfg.MODEL.WEIGHTS.endswith("out of it.pth")
+    assert cfg.MODEL.RETINANET.NUM_CLASSES == 7
 
 
 def with_mask_head():
@@ -337,7 +365,10 @@ def test_a_missing_file_is_named(main, run, capsys):
 @pytest.mark.parametrize(
     "content", [published(), published_state(Model())], ids=["wrapped", "state_dict"]
 )
-def test_loading_a_published_file_without_converting_it_names_this_tool(tmp_path, content):
+def test_loading_a_published_file_without_converting_it_names_this_tool(main, tmp_path, content):
     torch.save(content, tmp_path / "published.pth")
-    with pytest.raises(UserError, match="convert it first: python tools/convert_checkpoint.py"):
+    with pytest.raises(UserError, match="convert it first: ") as raised:
         CheckedCheckpointer(torch.nn.Linear(1, 1)).load(str(tmp_path / "published.pth"))
+    words = shlex.split(str(raised.value).rpartition("convert it first: ")[2])
+    assert words[:2] == ["python", "tools/convert_checkpoint.py"]
+    assert main([words[2], str(tmp_path / words[3])]) == 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
 import os
+import shlex
 from typing import Any
 import torch
 
@@ -12,13 +12,12 @@ from detectron2.checkpoint import DetectionCheckpointer
 from ..errors import UserError
 from ..files import replacing
 from ..losses import SelfBalance
-from .conversion import STARTS_AT_ZERO, non_finite_tensor
-from .files import explain_unreadable
+from .conversion import STARTS_AT_ZERO, non_finite_tensor, without_prefix
+from .files import read_checkpoint, read_zoo_pickle, split_checkpoint
 from .published import has_published_names
 from .resnet import is_torchvision_resnet, torchvision_to_detectron2
 
 _STEM = "stem.conv1.weight"
-_CONVERT_FIRST = "convert it first: python tools/convert_checkpoint.py IN.pth OUT.pth"
 
 
 class CheckedCheckpointer(DetectionCheckpointer):
@@ -70,23 +69,38 @@ class CheckedCheckpointer(DetectionCheckpointer):
                 f"checkpoint {path}: {error} Correct MODEL.WEIGHTS, or, with --resume, the name in "
                 f"{os.path.join(self.save_dir, 'last_checkpoint')}."
             ) from error
+        finally:
+            self._parsed_url_during_load = None  # Detectron2 leaves it behind after an error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        try:
-            checkpoint = super()._load_file(filename)
-        except OSError:
-            raise
-        except Exception as error:  # torch.load and pickle document no common exception
-            raise UserError(explain_unreadable(filename, error)) from error
-        _check_is_state_dict(checkpoint["model"], filename)
+        """As the parent, but nothing except tensors, arrays and plain Python is read."""
+        if filename.endswith(".pkl"):
+            checkpoint = read_zoo_pickle(filename)
+        else:
+            checkpoint = read_checkpoint(filename)
+        state, beside = split_checkpoint(checkpoint, filename)
+        if has_published_names(state):
+            raise UserError(
+                f"checkpoint {filename} has the names of MMDetection; convert it first: "
+                f"python tools/convert_checkpoint.py {shlex.quote(filename)} OUT.pth"
+            )
+        checkpoint = {**{key: checkpoint[key] for key in beside}, "model": state}
+        # Detectron2's ways to ask for a search of similar names.
+        if filename.endswith(".pyth") or "matching_heuristics=True" in self._query():
+            checkpoint["matching_heuristics"] = True
         return self._from_torchvision(checkpoint)
+
+    def _query(self) -> str:
+        """What stands behind the "?" of the path, which Detectron2 takes off."""
+        return self._parsed_url_during_load.query if self._parsed_url_during_load else ""
 
     def _from_torchvision(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         """A checkpoint of a torchvision ResNet under this model's names; others as they are.
 
         Stages that the model has not are left out; names without a rule stay and are reported.
         """
-        state, names = checkpoint["model"], self.model.state_dict()
+        state = without_prefix(checkpoint["model"], "module.")
+        names = self.model.state_dict()
         prefix = next((n[: -len(_STEM)] for n in names if n.endswith(_STEM)), None)
         if prefix is None or not is_torchvision_resnet(state):
             return checkpoint
@@ -150,23 +164,6 @@ class CheckedCheckpointer(DetectionCheckpointer):
         """As the parent, but a kill in between leaves the old tag instead of an empty one."""
         with replacing(os.path.join(self.save_dir, "last_checkpoint")) as file:
             file.write(last_filename_basename.encode())
-
-
-def _check_is_state_dict(state: Any, filename: str) -> None:
-    """Raise a UserError unless ``state`` maps names to arrays."""
-    if isinstance(state, dict) and "state_dict" in state:
-        raise UserError(
-            f"checkpoint {filename} holds its weights under 'state_dict', as MMDetection's do, "
-            f"with names of that framework; {_CONVERT_FIRST}"
-        )
-    if isinstance(state, dict) and has_published_names(state):
-        raise UserError(f"checkpoint {filename} has the names of MMDetection; {_CONVERT_FIRST}")
-    arrays = (torch.Tensor, np.ndarray)
-    if not isinstance(state, dict) or not all(isinstance(x, arrays) for x in state.values()):
-        raise UserError(
-            f"checkpoint {filename} holds no mapping from names to tensors; pass a file written by "
-            "Detectron2 or a state dict saved by torch.save."
-        )
 
 
 def _some(what: str, items: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 from typing import Mapping
 import torch
 from torch import Tensor
@@ -172,6 +173,6 @@ def _advice(result: Conversion, configs: list[str], config_file: str | None, tar
         lines = ["these configs have this model and differ in the training only:"]
         lines += [f"  {config}" for config in configs]
     config = config_file or configs[0]
-    override = " ".join([f"MODEL.WEIGHTS {target}", *_class_override(config, result.architecture)])
-    command = f"python train_net.py --config-file {config} --eval-only {override}"
+    override = shlex.join(["MODEL.WEIGHTS", target, *_class_override(config, result.architecture)])
+    command = f"python train_net.py --config-file {shlex.quote(config)} --eval-only {override}"
     return "\n".join([*lines, "to evaluate it:", f"  {command}"])
