@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 import pytest
@@ -130,3 +131,22 @@ def test_a_loader_of_another_kind_is_said_to_start_anew(train, caplog):
     with caplog.at_level(logging.WARNING, "alrp"):
         train("--resume", **overrides)
     assert "starts anew" in caplog.text
+
+
+def test_metrics_have_each_iteration_once(train, tmp_path):
+    class Often(Trainer):
+        def build_hooks(self):
+            hooks = super().build_hooks()
+            hooks[-1]._period = 1
+            return hooks
+
+    path = tmp_path / "output" / "metrics.json"
+    overrides = {"SOLVER__CHECKPOINT_PERIOD": 2, "trainer_class": Often}
+    train(stop=3, SOLVER__MAX_ITER=8, **overrides)
+    with path.open("a") as file:
+        file.write('{"iteration": 3, "total_lo')  # the process was killed here
+    train("--resume", SOLVER__MAX_ITER=4, **overrides)
+    train("--resume", SOLVER__MAX_ITER=5, **overrides)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["iteration"] for row in rows if "total_loss" in row] == [0, 1, 2, 3, 4]
+    assert [row["iteration"] for row in rows if "bbox/AP" in row] == [4, 5]

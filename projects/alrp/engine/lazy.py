@@ -29,7 +29,7 @@ from ..data.datasets.coco_format import expand_path, register_coco_format
 from ..errors import UserError
 from ..losses import SelfBalance
 from ..modeling import ALRPHeadLosses, APHeadLosses, FocalHeadLosses
-from .resuming import SeededIterations
+from .resuming import ContinuedMetrics, SeededIterations
 from .trainer import (
     ResultsOnlyAfterSuccess,
     TrainingParts,
@@ -182,6 +182,7 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> None:
     trainer.register_hooks(
         [
             parts.seeding,
+            ContinuedMetrics(cfg.train.output_dir),
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             *_main_only(lambda: hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import numpy as np
+import os
 import random
+from pathlib import Path
 from typing import Callable, Iterable
 import torch
 
@@ -100,3 +103,42 @@ class SeededIterations(HookBase):
     def _batch(self) -> int:
         """Images per iteration, of all processes."""
         return comm.get_world_size() * (1 if self._stream is None else self._stream.batch_size)
+
+
+class ContinuedMetrics(HookBase):
+    """Cuts off the rows of ``metrics.json`` that a resumed run will write again.
+
+    The interrupted run wrote them after its last checkpoint. A row that a kill cut short goes too,
+    as the next one would be appended to it.
+
+    Args:
+        output_dir: folder of the file.
+    """
+
+    def __init__(self, output_dir: str) -> None:
+        self._path = Path(output_dir, "metrics.json")
+
+    def before_train(self) -> None:
+        """Cut the file, on the main process of a resumed run."""
+        start = self.trainer.start_iter
+        if start == 0 or not comm.is_main_process() or not self._path.is_file():
+            return
+        num_bytes = 0
+        for line in self._path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n") or _is_of_training_from(start, line):
+                break
+            num_bytes += len(line)
+        os.truncate(self._path, num_bytes)
+
+
+def _is_of_training_from(start: int, line: bytes) -> bool:
+    """Whether a row tells of a training iteration from ``start`` on.
+
+    The evaluation at the end of a training counts as the iteration behind the last one, and stays
+    if the training is prolonged.
+    """
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return False
+    return "total_loss" in row and row["iteration"] >= start

@@ -35,7 +35,7 @@ from ..data.dataset_mapper import build_mapper
 from ..data.stream import with_places
 from ..errors import UserError
 from ..evaluation import APEvaluator, LRPEvaluator
-from .resuming import SeededIterations
+from .resuming import ContinuedMetrics, SeededIterations
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Trainer(ResultsOnlyAfterSuccess, DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         # Not in build_hooks(), which a subclass may replace.
-        self.register_hooks([parts.seeding, *self.build_hooks()])
+        self.register_hooks([parts.seeding, ContinuedMetrics(cfg.OUTPUT_DIR), *self.build_hooks()])
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
