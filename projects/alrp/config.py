@@ -77,15 +77,18 @@ def _tag_mistake(config_file: str, error: yaml.constructor.ConstructorError) -> 
 def add_alrp_config(cfg: CN) -> None:
     """Add the keys of this project to a Detectron2 config; defaults reproduce the paper."""
     cfg.MODEL.ALRP = CN()
-    # "alrp": aLRP with GIoU; "ap": AP Loss with smooth L1; "focal": focal loss with smooth L1, for
-    # FoveaBox only.
+    # Classification loss: "alrp", "ap", or for FoveaBox also "focal".
     cfg.MODEL.ALRP.LOSS_TYPE = "alrp"
+    # Box loss: "ranked" (the localisation part of aLRP), "weighted_giou" (mean of 1 - GIoU weighted
+    # by score), "giou" (mean of 1 - GIoU) or "smooth_l1" (between deltas). "" is what the
+    # LOSS_TYPE is published with: "ranked" with aLRP, "smooth_l1" with AP and focal loss.
+    cfg.MODEL.ALRP.BOX_LOSS = ""
     # Half width of the linear part of the smoothed step H, in logit units (paper: delta).
     cfg.MODEL.ALRP.DELTA = 1.0
     # IoU from which a detection is a true positive; scales the localisation error (paper: tau).
     cfg.MODEL.ALRP.TAU = 0.5
-    # Transition from squared to absolute error in deltas; LOSS_TYPE "ap" and "focal" only. FoveaBox
-    # is published with 0.11.
+    # Transition from squared to absolute error in deltas; BOX_LOSS "smooth_l1" only. FoveaBox is
+    # published with 0.11.
     cfg.MODEL.ALRP.SMOOTH_L1_BETA = 1.0
     # "ATSS", or "max_iou" with MODEL.RETINANET.IOU_THRESHOLDS = [negative below, positive from];
     # ALRPRetinaNet only: the RPN has the latter, with MODEL.RPN.IOU_THRESHOLDS.
@@ -100,13 +103,22 @@ def add_alrp_config(cfg: CN) -> None:
     # meta-architecture of one's own needs it that descends from none of Detectron2 or this project.
     cfg.MODEL.ALRP.HEAD_NODE = ""
 
-    # Weight of the localisation loss (paper: Sec. 5, self-balancing).
+    # Weight of the box loss (aLRP paper: Sec. 5, self-balancing); not ENABLED: 1.
     cfg.MODEL.ALRP.SELF_BALANCE = CN()
     cfg.MODEL.ALRP.SELF_BALANCE.ENABLED = True
-    # Weight until the end of the first period.
+    # "period": renewed once a period from its sums, for BOX_LOSS "ranked"; "iteration": the box
+    # loss gets the value of the classification loss in every iteration, for the others;
+    # "constant": WEIGHT. "" is what the box loss is published with: "period" for "ranked",
+    # "iteration" for GIoU, "constant" for "smooth_l1".
+    cfg.MODEL.ALRP.SELF_BALANCE.MODE = ""
+    # Weight until the end of the first period; "period" only.
     cfg.MODEL.ALRP.SELF_BALANCE.INIT_WEIGHT = 50.0
-    # Iterations between updates; 0: one epoch of DATASETS.TRAIN.
+    # Iterations between updates; 0: one epoch of DATASETS.TRAIN. "period" only.
     cfg.MODEL.ALRP.SELF_BALANCE.PERIOD = 0
+    # Greatest weight; "iteration" only.
+    cfg.MODEL.ALRP.SELF_BALANCE.MAX_WEIGHT = 50.0
+    # The weight; "constant" only.
+    cfg.MODEL.ALRP.SELF_BALANCE.WEIGHT = 1.0
 
     # Keep batch norm of the backbone in eval mode while its scale and shift are trained; read by
     # the backbones of this project.

@@ -6,7 +6,9 @@ from .backbone import (
     build_alrp_rcnn_resnet_fpn_backbone,
     build_alrp_resnet_fpn_backbone,
 )
+from .box_losses import BoxLoss, GIoULoss, IterationBalance, SmoothL1Loss, WeightedGIoULoss
 from .box_regression import BoxDeltaTransform, PointBoxTransform, decode_in_anchor_frame
+from .bridge import HeadLosses, RankingHeadLosses
 from .deform_conv import DeformableBottleneckBlock, DeformConv2d, make_deformable
 from .dense_losses import anchor_losses
 from .fovea_matcher import FoveaMatcher
@@ -14,14 +16,13 @@ from .head_losses import (
     ALRPHeadLosses,
     APHeadLosses,
     FocalHeadLosses,
-    HeadLosses,
-    RankingHeadLosses,
     build_head_losses,
 )
 from .matcher import ATSSMatcher, MaxIoUMatcher, build_matcher
 from .meta_arch import ALRPRetinaNet, FoveaBox
 from .proposal_generator import ALRPRPN, PriorRPNHead
 from .roi_heads import ALRPFastRCNNOutputLayers, ALRPROIHeads, XavierConvFCHead
+from .targets import match_anchors, matched_boxes, matched_classes, matched_targets
 
 __all__ = [
     "ALRPFastRCNNOutputLayers",
@@ -32,24 +33,33 @@ __all__ = [
     "APHeadLosses",
     "ATSSMatcher",
     "BoxDeltaTransform",
+    "BoxLoss",
     "DeformConv2d",
     "DeformableBottleneckBlock",
     "FocalHeadLosses",
     "FoveaBox",
     "FoveaMatcher",
+    "GIoULoss",
+    "HeadLosses",
+    "IterationBalance",
     "LastLevelP6P7NoReLU",
     "MaxIoUMatcher",
     "PointBoxTransform",
     "PriorRPNHead",
-    "HeadLosses",
-    "RankingHeadLosses",
     "PublishedFPN",
+    "RankingHeadLosses",
+    "SmoothL1Loss",
+    "WeightedGIoULoss",
     "XavierConvFCHead",
     "anchor_losses",
     "build_alrp_rcnn_resnet_fpn_backbone",
     "build_alrp_resnet_fpn_backbone",
-    "build_matcher",
     "build_head_losses",
+    "build_matcher",
     "decode_in_anchor_frame",
     "make_deformable",
+    "match_anchors",
+    "matched_boxes",
+    "matched_classes",
+    "matched_targets",
 ]

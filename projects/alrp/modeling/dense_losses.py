@@ -10,7 +10,7 @@ from detectron2.structures import Boxes
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 from .box_regression import decode_in_anchor_frame
-from .head_losses import HeadLosses
+from .bridge import HeadLosses
 
 
 def anchor_losses(
@@ -50,10 +50,11 @@ def anchor_losses(
     gt_boxes = cat(gt_boxes)[rows]
     anchors = Boxes.cat(anchors).tensor
     anchors = anchors[rows % len(anchors)]
+    deltas = boxes = None
+    if head_losses.compares_deltas:
+        deltas = pred_deltas, box2box_transform.get_deltas(anchors, gt_boxes)
     if head_losses.compares_boxes:
-        predicted, expected = decode_in_anchor_frame(
-            box2box_transform, pred_deltas, anchors, gt_boxes
-        )
-    else:
-        predicted, expected = pred_deltas, box2box_transform.get_deltas(anchors, gt_boxes)
-    return head_losses(pred_logits, gt_classes, predicted, expected, num_images=num_images)
+        boxes = decode_in_anchor_frame(box2box_transform, pred_deltas, anchors, gt_boxes)
+    return head_losses(
+        pred_logits, gt_classes, *(boxes or deltas), deltas=deltas, num_images=num_images
+    )

@@ -11,9 +11,10 @@ from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.structures import Boxes, Instances
 
 from ..box_regression import BoxDeltaTransform
+from ..bridge import RankingHeadLosses, load_former_names
 from ..dense_inference import decode_best_anchors
 from ..dense_losses import anchor_losses
-from ..head_losses import RankingHeadLosses, build_head_losses, load_former_names
+from ..head_losses import build_head_losses
 from ..matcher import build_matcher
 from ..targets import match_anchors, matched_targets
 

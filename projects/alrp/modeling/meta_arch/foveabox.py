@@ -15,10 +15,11 @@ from detectron2.structures import ImageList, Instances
 
 from ...errors import UserError
 from ..box_regression import PointBoxTransform
+from ..bridge import HeadLosses, load_former_names
 from ..dense_inference import decode_best_anchors
 from ..dense_losses import anchor_losses
 from ..fovea_matcher import FoveaMatcher
-from ..head_losses import FocalHeadLosses, HeadLosses, build_head_losses, load_former_names
+from ..head_losses import build_head_losses
 from ..targets import matched_targets
 
 
@@ -107,7 +108,11 @@ class FoveaBox(DenseDetector):
             "box2box_transform": PointBoxTransform(),
             "matcher": FoveaMatcher(strides, fovea.SCALE_RANGES, fovea.SIGMA),
             "num_classes": fovea.NUM_CLASSES,
-            "head_losses": _build_losses(cfg),
+            "head_losses": build_head_losses(
+                cfg,
+                fovea.NUM_CLASSES,
+                focal={"alpha": fovea.FOCAL_LOSS_ALPHA, "gamma": fovea.FOCAL_LOSS_GAMMA},
+            ),
             "test_score_thresh": fovea.SCORE_THRESH_TEST,
             "test_topk_candidates": fovea.TOPK_CANDIDATES_TEST,
             "test_nms_thresh": fovea.NMS_THRESH_TEST,
@@ -193,19 +198,6 @@ class FoveaBox(DenseDetector):
             image_size=image_size,
             clip_size=(image_size[0] - 1, image_size[1] - 1),
         )
-
-
-def _build_losses(cfg) -> HeadLosses:
-    """Losses by ``MODEL.ALRP.LOSS_TYPE``, of which "focal" is FoveaBox's own."""
-    fovea = cfg.MODEL.FOVEABOX
-    if cfg.MODEL.ALRP.LOSS_TYPE != "focal":
-        return build_head_losses(cfg, fovea.NUM_CLASSES)
-    return FocalHeadLosses(
-        num_classes=fovea.NUM_CLASSES,
-        alpha=fovea.FOCAL_LOSS_ALPHA,
-        gamma=fovea.FOCAL_LOSS_GAMMA,
-        smooth_l1_beta=cfg.MODEL.ALRP.SMOOTH_L1_BETA,
-    )
 
 
 def _check_levels(fovea) -> None:

@@ -13,8 +13,9 @@ from detectron2.structures import Boxes, Instances
 
 from ...errors import UserError
 from ..box_regression import BoxDeltaTransform
+from ..bridge import RankingHeadLosses, load_former_names
 from ..dense_losses import anchor_losses
-from ..head_losses import RankingHeadLosses, build_head_losses, load_former_names
+from ..head_losses import build_head_losses
 from ..matcher import MaxIoUMatcher
 from ..targets import match_anchors, matched_boxes
 

@@ -16,7 +16,8 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 from detectron2.structures import Instances
 
 from ..box_regression import BoxDeltaTransform
-from ..head_losses import RankingHeadLosses, build_head_losses, load_former_names
+from ..bridge import RankingHeadLosses, load_former_names
+from ..head_losses import build_head_losses
 from ..targets import matched_classes
 
 
@@ -74,14 +75,14 @@ class ALRPFastRCNNOutputLayers(FastRCNNOutputLayers):
         gt_boxes = cat([b.tensor for b in gt_boxes])[rows]
 
         num_outputs = pred_deltas.shape[1] // 4  # K or 1
-        deltas = pred_deltas.view(len(pred_deltas), num_outputs, 4)
-        deltas = deltas[rows, gt_classes[rows].clamp(max=num_outputs - 1)]
+        pred_deltas = pred_deltas.view(len(pred_deltas), num_outputs, 4)
+        pred_deltas = pred_deltas[rows, gt_classes[rows].clamp(max=num_outputs - 1)]
+        deltas = decoded = None
+        if self.head_losses.compares_deltas:
+            deltas = pred_deltas, self.box2box_transform.get_deltas(boxes, gt_boxes)
         if self.head_losses.compares_boxes:
-            predicted = self.box2box_transform.apply_deltas(deltas, boxes)
-            expected = gt_boxes
-        else:
-            predicted, expected = deltas, self.box2box_transform.get_deltas(boxes, gt_boxes)
-        losses = self.head_losses(pred_logits, gt_classes, predicted, expected)
+            decoded = self.box2box_transform.apply_deltas(pred_deltas, boxes), gt_boxes
+        losses = self.head_losses(pred_logits, gt_classes, *(decoded or deltas), deltas=deltas)
         return {name: self.loss_weight.get(name, 1.0) * loss for name, loss in losses.items()}
 
     def predict_probs(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]):
