@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import pytest
 import torch
-from helpers.detectors import golden_gradient_errors, golden_predictions
+from helpers.detectors import USUAL, golden_gradient_errors, golden_predictions, image, train_step
 from torch import nn
 from torch.testing import assert_close
 
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
@@ -212,6 +213,28 @@ def test_ap_loss_can_train_the_rpn():
     with EventStorage():
         _, losses = rpn(ImageList(torch.zeros(1, 3, 64, 64), [(64, 64)]), features, targets)
     assert losses["loss_rpn_cls"] > 0 and losses["loss_rpn_loc"] > 0
+
+
+@pytest.mark.parametrize("dilation", [1, 2], ids=["C4", "DC5"])
+def test_a_detector_without_an_fpn_trains_a_step(dilation):
+    cfg = get_cfg()
+    add_alrp_config(cfg)
+    small = {"DEPTH": 50, "STEM_OUT_CHANNELS": 8, "RES2_OUT_CHANNELS": 16, "WIDTH_PER_GROUP": 4}
+    cfg.merge_from_list([x for k, v in small.items() for x in (f"MODEL.RESNETS.{k}", v)])
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.PROPOSAL_GENERATOR.NAME", "ALRPRPN"])
+    cfg.merge_from_list(["MODEL.ALRP.SELF_BALANCE.PERIOD", 1, "MODEL.BACKBONE.FREEZE_AT", 0])
+    if dilation == 2:
+        cfg.MODEL.RESNETS.OUT_FEATURES, cfg.MODEL.RESNETS.RES5_DILATION = ["res5"], 2
+        cfg.MODEL.RPN.IN_FEATURES = cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res5"]
+        cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_BOX_HEAD.NAME = "ALRPROIHeads", "XavierConvFCHead"
+        cfg.MODEL.ROI_BOX_HEAD.NUM_FC, cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 1, 8
+    model = build_model(cfg)
+    assert model.proposal_generator.size_divisibility == 0
+    # Images of different sizes: anchors beyond the smaller one are ignored.
+    losses, _ = train_step(model, [image(64, 96, USUAL, [0, 2]), image(48, 64)])
+    assert all(loss.isfinite() for loss in losses.values())
+    weight = model.proposal_generator.rpn_head.anchor_deltas.weight
+    assert weight.grad.any() and weight.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("thresholds", ["[0.7, 0.3]", "[0.5]", "[0.3, 1.0]"])

@@ -277,7 +277,7 @@ def test_two_levels_need_no_coarse_ones():
         ("BASE_EDGES", [16.0], r"BASE_EDGES must have one entry .* 5 features .* but is \[16.0\]"),
         ("SCALE_RANGES", [[1.0, 64.0]], "SCALE_RANGES must have one entry"),
         ("SCALE_RANGES", [[64.0, 1.0]] * 5, r"pairs \[least, greatest\]"),
-        ("SIGMA", 0.0, r"SIGMA must be in \(0, 1\], but is 0.0"),
+        ("SIGMA", 0.0, r"sigma must be in \(0, 1\], but is 0.0"),
     ],
 )
 def test_a_mistaken_geometry_is_explained(key, value, message):
@@ -329,3 +329,20 @@ def test_two_processes_step_together_if_one_has_no_ground_truth(two_processes, n
     train_step(model, edge_batch("one_image_empty", 3)[:1])
     # Gradients are averaged, and those of the empty rank are 0.
     assert_close(gradients["head.bbox_pred.weight"], model.head.bbox_pred.weight.grad / 2)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("NMS_THRESH_TEST", -1.0, "NMS threshold.*-1.0"),
+        ("NMS_THRESH_TEST", 1.5, "NMS threshold.*1.5"),
+        ("SCORE_THRESH_TEST", float("nan"), "score threshold.*nan"),
+        ("TOPK_CANDIDATES_TEST", 0, "candidates.*0"),
+    ],
+)
+@pytest.mark.parametrize("base, node", dense_worker.BASES.items())
+def test_options_of_inference_that_would_lose_or_double_detections_are_refused(
+    base, node, key, value, message
+):
+    with pytest.raises(ValueError, match=message):
+        dense_worker.small_model(base, **{f"MODEL.{node}.{key}": value})

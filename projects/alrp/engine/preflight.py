@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from typing import Iterable
+from typing import Callable, Iterable
 import torch
 
 from detectron2.config import CfgNode
@@ -29,6 +29,8 @@ from ..data.datasets.coco_format import coco_format_names
 from ..data.datasets.dataset_check import check_dataset
 from ..errors import UserError
 from ..losses.inputs import DELTA_RANGE
+from ..losses.localization import check_tau
+from ..modeling.matcher import max_iou_matcher
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -262,11 +264,11 @@ def _check_ranges(cfg: CfgNode) -> list[Finding]:
     if {"ALRPRetinaNet", "FoveaBox"} & set(kinds) or has_rpn or has_heads:
         rules += _ranges_of_losses(cfg)
     if "ALRPRetinaNet" in kinds:
-        rules += _range_of_thresholds("MODEL.RETINANET", cfg.MODEL.RETINANET, "[0.4, 0.5]")
+        rules.append(_rule_of_thresholds("RETINANET", cfg, "[0.4, 0.5]"))
         topk = cfg.MODEL.ATSS.TOPK
         rules.append(("MODEL.ATSS.TOPK", topk, topk >= 1, "1 or more", 9))
     if has_rpn:
-        rules += _range_of_thresholds("MODEL.RPN", cfg.MODEL.RPN, "[0.3, 0.7]")
+        rules.append(_rule_of_thresholds("RPN", cfg, "[0.3, 0.7]"))
         weight = cfg.MODEL.RPN.LOSS_WEIGHT
         rules.append(("MODEL.RPN.LOSS_WEIGHT", weight, weight > 0, "a number > 0", 0.2))
     node = head_node(cfg)
@@ -287,17 +289,25 @@ def _ranges_of_losses(cfg: CfgNode) -> list[tuple]:
     deltas = f"a number of {least:g} to {most:g}"
     return [
         ("MODEL.ALRP.DELTA", alrp.DELTA, least <= alrp.DELTA <= most, deltas, 1.0),
-        ("MODEL.ALRP.TAU", alrp.TAU, 0 <= alrp.TAU < 1, "a number in [0, 1)", 0.5),
+        ("MODEL.ALRP.TAU", alrp.TAU, _passes(check_tau, alrp.TAU), "a number in [0, 1)", 0.5),
         (key + "PERIOD", balance.PERIOD, balance.PERIOD >= 0, "iterations, or 0 for an epoch", 0),
         (key + "INIT_WEIGHT", balance.INIT_WEIGHT, balance.INIT_WEIGHT > 0, "a number > 0", 50.0),
     ]
 
 
-def _range_of_thresholds(node_name: str, node: CfgNode, example: str) -> list[tuple]:
-    thresholds = list(node.IOU_THRESHOLDS)
-    # The upper one of an RPN is its tau as well, which must be less than 1.
-    is_right = len(thresholds) == 2 and 0 <= thresholds[0] <= thresholds[1] < 1
-    return [(f"{node_name}.IOU_THRESHOLDS", thresholds, is_right, "[low, high]", f'"{example}"')]
+def _rule_of_thresholds(node: str, cfg: CfgNode, example: str) -> tuple:
+    key, thresholds = f"MODEL.{node}.IOU_THRESHOLDS", list(cfg.MODEL[node].IOU_THRESHOLDS)
+    is_right = _passes(max_iou_matcher, thresholds, key)
+    return key, thresholds, is_right, "[low, high]", f'"{example}"'
+
+
+def _passes(check: Callable, *values) -> bool:
+    """Whether a check that raises a ValueError lets values pass."""
+    try:
+        check(*values)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_device(cfg: CfgNode, for_training: bool) -> list[Finding]:

@@ -25,7 +25,7 @@ from .coco_input import (
     ground_truth_boxes,
     ids_in_order,
 )
-from .lrp import OptimalLRP, optimal_lrp
+from .lrp import OptimalLRP, check_tau, optimal_lrp
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -172,8 +172,7 @@ class _PairMatches(NamedTuple):
 
 def _check_settings(settings: MatchSettings) -> None:
     tau, max_dets, area_range = settings
-    if not 0.0 < tau < 1.0:
-        raise ValueError(f"tau must lie strictly between 0 and 1, got {tau}.")
+    check_tau(tau)
     if max_dets < 1:
         raise ValueError(f"max_dets must be at least 1, got {max_dets}.")
     if area_range[0] > area_range[1]:

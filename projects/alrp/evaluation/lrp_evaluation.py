@@ -13,6 +13,7 @@ from ..errors import UserError
 from .average_precision import APEvaluator
 from .coco_input import DetectionColumns, detection_boxes
 from .coco_matching import MatchSettings, lrp_by_name, match_boxes
+from .lrp import check_tau
 from .report import METRICS, lrp_summary, lrp_table, write_summary
 
 _LOGGER = logging.getLogger(__name__)
@@ -63,8 +64,7 @@ class LRPEvaluator(APEvaluator):
             raise ValueError(
                 f"LRPEvaluator evaluates boxes, got tasks {tuple(tasks)}; pass None or ('bbox',)."
             )
-        if not 0.0 < tau < 1.0:
-            raise ValueError(f"LRPEvaluator: tau must lie strictly between 0 and 1, got {tau}.")
+        check_tau(tau)
         if max_dets_per_image is not None and max_dets_per_image < 1:
             raise ValueError(
                 f"LRPEvaluator: max_dets_per_image must be at least 1, got {max_dets_per_image}."

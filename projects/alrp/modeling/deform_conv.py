@@ -125,9 +125,9 @@ def make_deformable(
         for i, block in enumerate(stage) if is_on else ():
             if not isinstance(block, BottleneckBlock):
                 raise UserError(
-                    "MODEL.RESNETS.DEFORM_ON_PER_STAGE: deformable convolution needs bottleneck "
-                    f"blocks, but the stage has {type(block).__name__}; use MODEL.RESNETS.DEPTH 50 "
-                    "or more, or switch it off."
+                    "on_per_stage (MODEL.RESNETS.DEFORM_ON_PER_STAGE): deformable convolution "
+                    f"needs bottleneck blocks, but the stage has {type(block).__name__}; use a "
+                    "ResNet of depth 50 or more, or leave the stage plain."
                 )
             stage[i] = DeformableBottleneckBlock(block, modulated=modulated, num_groups=num_groups)
     return resnet

@@ -7,6 +7,28 @@ from torch import Tensor
 from detectron2.structures import Boxes, Instances
 
 
+def check_test_options(
+    *, score_thresh: float, nms_thresh: float, topk_candidates: int, max_detections: int
+) -> None:
+    """Refuse options of inference with which detections are lost or doubled without a word.
+
+    Args:
+        score_thresh: least score of a detection.
+        nms_thresh: IoU from which NMS suppresses.
+        topk_candidates: candidates that NMS sees.
+        max_detections: per image, after NMS.
+
+    Raises:
+        ValueError: unless the thresholds are in [0, 1] and the numbers at least 1.
+    """
+    for name, value in (("score", score_thresh), ("NMS", nms_thresh)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"the {name} threshold in test must be in [0, 1], but is {value}.")
+    for name, value in (("candidates", topk_candidates), ("detections", max_detections)):
+        if not value >= 1:
+            raise ValueError(f"the number of {name} in test must be at least 1, but is {value}.")
+
+
 def decode_best_anchors(
     box2box_transform,
     anchors: Boxes,

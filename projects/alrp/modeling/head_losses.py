@@ -145,5 +145,7 @@ def build_head_losses(
         if alrp.LOSS_TYPE == "ap":
             return APHeadLosses(**options)
         return ALRPHeadLosses(tau=alrp.TAU if tau is None else tau, **options)
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"MODEL.ALRP: {error}") from error

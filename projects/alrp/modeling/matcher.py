@@ -14,6 +14,7 @@ the published rules leave a tie open, the lowest index wins, so that runs can be
 from __future__ import annotations
 
 import math
+from typing import Sequence
 import torch
 from torch import Tensor
 
@@ -22,6 +23,11 @@ from detectron2.structures.boxes import matched_pairwise_iou
 
 from ..errors import UserError
 from .pairwise import LOW_WORD, blocks, nearest, pairwise_iou, sortable
+
+# Centres are rounded to this part of a pixel.
+_CENTER_UNITS = 1024
+# Pixels from the centre of a positive anchor to the nearest side of its ground truth, as published.
+_LEAST_INSET = 0.01
 
 
 class ATSSMatcher:
@@ -89,7 +95,8 @@ class MaxIoUMatcher:
     Args:
         pos_threshold: positive from this IoU on.
         neg_threshold: negative below this IoU, ignored between the two.
-        min_pos_iou: least IoU at which a ground truth claims the anchors it overlaps best.
+        min_pos_iou: least IoU at which a ground truth claims the anchors it overlaps best; above 1
+            none does.
     """
 
     def __init__(
@@ -98,10 +105,15 @@ class MaxIoUMatcher:
         neg_threshold: float = 0.4,
         min_pos_iou: float = 0.0,
     ) -> None:
-        if not 0 <= neg_threshold <= pos_threshold <= 1:
+        # At 1 a prediction would have to be exact, and the tau of an RPN must be below it.
+        if not 0 <= neg_threshold <= pos_threshold < 1:
             raise ValueError(
-                "MaxIoUMatcher: thresholds must satisfy 0 <= neg_threshold <= pos_threshold <= 1, "
+                "MaxIoUMatcher: thresholds must satisfy 0 <= neg_threshold <= pos_threshold < 1, "
                 f"but are {neg_threshold} and {pos_threshold}."
+            )
+        if not min_pos_iou >= 0:
+            raise ValueError(
+                f"MaxIoUMatcher: min_pos_iou must be at least 0, but is {min_pos_iou}."
             )
         self.pos_threshold = pos_threshold
         self.neg_threshold = neg_threshold
@@ -156,20 +168,45 @@ def build_matcher(cfg):
     if name == "ATSS":
         return ATSSMatcher(cfg.MODEL.ATSS.TOPK)
     if name == "max_iou":
-        neg_threshold, pos_threshold = cfg.MODEL.RETINANET.IOU_THRESHOLDS
-        return MaxIoUMatcher(pos_threshold, neg_threshold, cfg.MODEL.ALRP.MIN_POS_IOU)
+        thresholds, min_pos_iou = cfg.MODEL.RETINANET.IOU_THRESHOLDS, cfg.MODEL.ALRP.MIN_POS_IOU
+        return max_iou_matcher(thresholds, "MODEL.RETINANET.IOU_THRESHOLDS", min_pos_iou)
     raise UserError(f'MODEL.ALRP.MATCHER must be "ATSS" or "max_iou", but is "{name}".')
+
+
+def max_iou_matcher(
+    thresholds: Sequence[float], key: str, min_pos_iou: float | None = None
+) -> MaxIoUMatcher:
+    """A ``MaxIoUMatcher`` by a config.
+
+    Args:
+        thresholds: [negative below, positive from].
+        key: of the config that holds them.
+        min_pos_iou: of :class:`MaxIoUMatcher`; None for the lower threshold.
+
+    Raises:
+        UserError: if they are anything else.
+    """
+    try:
+        low, high = thresholds
+        return MaxIoUMatcher(high, low, low if min_pos_iou is None else min_pos_iou)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f'{key} must be [negative below, positive from], such as "[0.3, 0.7]", but is '
+            f"{thresholds}: {error}"
+        ) from error
 
 
 def _centers(boxes: Tensor) -> Tensor:
     """(R, 2) centres in pixels, to the nearest 1/1024.
 
-    Corners are rounded, so that the centres of concentric anchors differ in the last bit. Snapped,
-    they are equal and their distances tie exactly.
+    Corners are rounded, so the centres of concentric anchors differ in the last bit. On the grid
+    of ``_CENTER_UNITS`` they are equal, and so are their distances to a ground truth.
     """
-    return (boxes[:, :2] + boxes[:, 2:]).mul_(512).round_().div_(1024)
+    half_units = _CENTER_UNITS // 2  # the centre is half the sum of two corners
+    return (boxes[:, :2] + boxes[:, 2:]).mul_(half_units).round_().div_(_CENTER_UNITS)
 
 
 def _strictly_inside(points: Tensor, boxes: Tensor) -> Tensor:
-    """Whether each point lies more than 0.01 pixels inside its box, as published."""
-    return torch.cat([points - boxes[:, :2], boxes[:, 2:] - points], dim=1).amin(1) > 0.01
+    """Whether each point lies more than ``_LEAST_INSET`` inside its box."""
+    sides = torch.cat([points - boxes[:, :2], boxes[:, 2:] - points], dim=1)
+    return sides.amin(1) > _LEAST_INSET

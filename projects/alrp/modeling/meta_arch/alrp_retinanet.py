@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 
 from ..box_regression import BoxDeltaTransform
 from ..bridge import RankingHeadLosses, load_former_names
-from ..dense_inference import decode_best_anchors
+from ..dense_inference import check_test_options, decode_best_anchors
 from ..dense_losses import anchor_losses
 from ..head_losses import build_head_losses
 from ..matcher import build_matcher
@@ -34,10 +34,20 @@ class ALRPRetinaNet(RetinaNet):
             head_losses: classification and box losses.
             kwargs: of :class:`RetinaNet`; ``anchor_matcher`` is an ``ATSSMatcher`` or a
                 ``MaxIoUMatcher``, ``box2box_transform`` a ``BoxDeltaTransform``.
+
+        Raises:
+            ValueError: if a threshold in test is outside [0, 1] or a number of candidates or
+                detections below 1.
         """
         super().__init__(**kwargs)
         self.head_losses = head_losses
         load_former_names(self)
+        check_test_options(
+            score_thresh=self.test_score_thresh,
+            nms_thresh=self.test_nms_thresh,
+            topk_candidates=self.test_topk_candidates,
+            max_detections=self.max_detections_per_image,
+        )
 
     @classmethod
     def from_config(cls, cfg):

@@ -16,7 +16,7 @@ from detectron2.structures import ImageList, Instances
 from ...errors import UserError
 from ..box_regression import PointBoxTransform
 from ..bridge import HeadLosses, load_former_names
-from ..dense_inference import decode_best_anchors
+from ..dense_inference import check_test_options, decode_best_anchors
 from ..dense_losses import anchor_losses
 from ..fovea_matcher import FoveaMatcher
 from ..head_losses import build_head_losses
@@ -66,6 +66,9 @@ class FoveaBox(DenseDetector):
             test_topk_candidates: cells per level that NMS sees.
             test_nms_thresh: IoU from which NMS suppresses.
             max_detections_per_image: after NMS.
+
+        Raises:
+            ValueError: if a threshold is outside [0, 1] or one of the numbers below 1.
         """
         super().__init__(
             backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
@@ -80,6 +83,12 @@ class FoveaBox(DenseDetector):
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
         self.max_detections_per_image = max_detections_per_image
+        check_test_options(
+            score_thresh=test_score_thresh,
+            nms_thresh=test_nms_thresh,
+            topk_candidates=test_topk_candidates,
+            max_detections=max_detections_per_image,
+        )
 
     @classmethod
     def from_config(cls, cfg):
@@ -106,7 +115,7 @@ class FoveaBox(DenseDetector):
                 offset=0.5,
             ),
             "box2box_transform": PointBoxTransform(),
-            "matcher": FoveaMatcher(strides, fovea.SCALE_RANGES, fovea.SIGMA),
+            "matcher": _build_matcher(fovea, strides),
             "num_classes": fovea.NUM_CLASSES,
             "head_losses": build_head_losses(
                 cfg,
@@ -209,11 +218,14 @@ def _check_levels(fovea) -> None:
                 f"{len(fovea.IN_FEATURES)} features {list(fovea.IN_FEATURES)} of "
                 f"MODEL.FOVEABOX.IN_FEATURES, but is {fovea[key]}."
             )
-    pairs = fovea.SCALE_RANGES
-    if not all(len(pair) == 2 and 0 <= pair[0] <= pair[1] for pair in pairs):
+
+
+def _build_matcher(fovea, strides: list[int]) -> FoveaMatcher:
+    try:
+        return FoveaMatcher(strides, fovea.SCALE_RANGES, fovea.SIGMA)
+    except (TypeError, ValueError) as error:
         raise UserError(
             "MODEL.FOVEABOX.SCALE_RANGES must be pairs [least, greatest] in pixels, such as "
-            f"[[1.0, 64.0]] for one level, but is {pairs}."
-        )
-    if not 0 < fovea.SIGMA <= 1:
-        raise UserError(f"MODEL.FOVEABOX.SIGMA must be in (0, 1], but is {fovea.SIGMA}.")
+            "[[1.0, 64.0]] for one level, and MODEL.FOVEABOX.SIGMA in (0, 1], but they are "
+            f"{fovea.SCALE_RANGES} and {fovea.SIGMA}: {error}"
+        ) from error

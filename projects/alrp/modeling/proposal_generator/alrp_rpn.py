@@ -11,12 +11,11 @@ from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, RPN_HEAD_REGISTRY
 from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
 from detectron2.structures import Boxes, Instances
 
-from ...errors import UserError
 from ..box_regression import BoxDeltaTransform
 from ..bridge import RankingHeadLosses, load_former_names
 from ..dense_losses import anchor_losses
 from ..head_losses import build_head_losses
-from ..matcher import MaxIoUMatcher
+from ..matcher import max_iou_matcher
 from ..targets import match_anchors, matched_boxes
 
 
@@ -75,20 +74,17 @@ class ALRPRPN(RPN):
         Raises:
             UserError: if ``MODEL.RPN.IOU_THRESHOLDS`` is not [negative below, positive from].
         """
-        thresholds = cfg.MODEL.RPN.IOU_THRESHOLDS
-        if len(thresholds) != 2 or not 0 <= thresholds[0] <= thresholds[1] < 1:
-            raise UserError(
-                "MODEL.RPN.IOU_THRESHOLDS must be [negative below, positive from] within [0, 1), "
-                f'but is {thresholds}; the published values are "[0.3, 0.7]".'
-            )
-        low, high = thresholds
+        matcher = max_iou_matcher(cfg.MODEL.RPN.IOU_THRESHOLDS, "MODEL.RPN.IOU_THRESHOLDS")
         ret = super().from_config(cfg, input_shape)
-        ret["anchor_matcher"] = MaxIoUMatcher(high, low, min_pos_iou=low)
+        ret["anchor_matcher"] = matcher
         ret["box2box_transform"] = BoxDeltaTransform(cfg.MODEL.RPN.BBOX_REG_WEIGHTS)
-        # An FPN pads to the stride of its coarsest input, as to that of p5 if this is res5.
-        coarsest = input_shape.get(cfg.MODEL.FPN.IN_FEATURES[-1].replace("res", "p"))
-        ret["size_divisibility"] = coarsest.stride if coarsest else 0
-        ret["head_losses"] = build_head_losses(cfg, 1, tau=high, prefix="alrp_rpn")
+        # An FPN pads to the stride of its coarsest input, as to that of p5 if this is res5. Without
+        # one, as in the backbones C4 and DC5, images are not padded.
+        levels = [name.replace("res", "p") for name in cfg.MODEL.FPN.IN_FEATURES[-1:]]
+        ret["size_divisibility"] = max(
+            (input_shape[name].stride for name in levels if name in input_shape), default=0
+        )
+        ret["head_losses"] = build_head_losses(cfg, 1, tau=matcher.pos_threshold, prefix="alrp_rpn")
         return ret
 
     @torch.no_grad()
