@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import resource
@@ -111,6 +112,16 @@ with replacing(sys.argv[1]) as file:
     print("writing", flush=True)
     time.sleep(600)
 """
+
+
+def test_files_are_written_where_the_file_system_has_no_locks(tmp_path, monkeypatch):
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with replacing(tmp_path / "a.bin") as file:
+        file.write(b"a")
+    assert os.listdir(tmp_path) == ["a.bin"]
 
 
 def test_what_a_killed_process_left_goes_at_the_next_write(tmp_path):

@@ -78,7 +78,8 @@ class _TemporaryFile(io.FileIO):
     def __init__(self, path: str) -> None:
         super().__init__(path, "x")
         self.error: OSError | None = None
-        fcntl.flock(self, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks; there, leftovers stay
+            fcntl.flock(self, fcntl.LOCK_EX)
 
     def write(self, data) -> int:
         try:
