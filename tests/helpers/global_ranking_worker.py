@@ -9,7 +9,7 @@ import torch.distributed as dist
 from helpers.gloo_worker import gloo_group
 from torch import Tensor
 
-from alrp.losses import SelfBalance, alrp_loss, ap_loss
+from alrp.losses import SelfBalance, alrp_loss, ap_loss, rs_loss
 from alrp.losses.backends import choice
 from alrp.modeling import ALRPHeadLosses
 
@@ -27,6 +27,7 @@ SHARES = {
     "three_ties": [(5, 100), (6, 100), (7, 100)],
 }
 DELTA = 1.0
+LOSSES = ("alrp", "ap", "rs", "rs, hard step")
 
 
 def make_share(name: str, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,6 +52,15 @@ def loss_and_gradients(loss: str, share: tuple[Tensor, Tensor, Tensor], group) -
         value = ap_loss(logits, targets, delta=DELTA, group=group)
         value.backward()
         return {"cls": value.item(), "logits": logits.grad.numpy()}
+    if loss.startswith("rs"):
+        delta = 0.0 if loss == "rs, hard step" else DELTA
+        output = rs_loss(logits, targets, errors.detach() / 2, delta=delta, group=group)
+        (output.ranking + 3 * output.sorting).backward()
+        return {
+            "cls": output.ranking.item(),
+            "loc": output.sorting.item(),
+            "logits": logits.grad.numpy(),
+        }
     output = alrp_loss(logits, targets, errors, delta=DELTA, group=group)
     (output.cls + 3 * output.loc).backward()
     return {
@@ -81,18 +91,19 @@ def run_shares(rank: int, world_size: int, folder: str, backend: str) -> None:
         results = {
             (name, loss): loss_and_gradients(loss, make_share(name, rank), dist.group.WORLD)
             for name in names
-            for loss in ("alrp", "ap")
+            for loss in LOSSES
         }
         results["bridge"] = bridge_losses(rank, world_size)
-        results["refused"] = refused(rank)
+        results["refused"] = [refused(loss, rank) for loss in LOSSES]
         torch.save(results, Path(folder) / f"rank{rank}.pth")
 
 
-def refused(rank: int) -> str:
+def refused(loss: str, rank: int) -> str:
     """The message of every process if only the last one has a logit that is not finite."""
     logits = torch.tensor([1.0, float("nan") if rank else 0.0])
+    share = logits, torch.tensor([1, 0]), torch.tensor([0.5])
     try:
-        ap_loss(logits, torch.tensor([1, 0]), group=dist.group.WORLD)
+        loss_and_gradients(loss, share, dist.group.WORLD)
     except FloatingPointError as error:
         return str(error)
     return ""

@@ -18,6 +18,13 @@ class RankingReference(NamedTuple):
     rank: np.ndarray  # (P,)
 
 
+class RSReference(NamedTuple):
+    ranking: float
+    sorting: float
+    grad_ranking: np.ndarray  # (S,) gradient of ``ranking``
+    grad_sorting: np.ndarray  # (S,) gradient of ``sorting``
+
+
 class LocReference(NamedTuple):
     loc: float
     grad_loc_errors: np.ndarray  # (P,) gradient of ``loc``
@@ -100,6 +107,40 @@ def ap_reference(logits, targets, delta=1.0) -> RankingReference:
     error = np.where(FP > 0, 1 - interpolated, 0.0)
     grad = _gradient(size, error, B, FP, positives, negatives)
     return RankingReference(float(np.mean(1 - interpolated)), grad, rank)
+
+
+def rs_reference(logits, targets, ious, delta=0.5) -> RSReference:
+    """RS loss: primary terms of all pairs; a positive gives its own away and takes those of others.
+
+    Unlike in aLRP and AP, a positive is compared with itself too: H(0) is 0.5, and 1 for delta 0.
+    """
+    s, y = np.asarray(logits, dtype=np.float64), np.asarray(ious, dtype=np.float64)
+    targets = np.asarray(targets)
+    positives, negatives = np.flatnonzero(targets == 1), np.flatnonzero(targets == 0)
+    P, grads = len(positives), np.zeros((2, len(s)))
+    if P == 0:
+        return RSReference(0.0, 0.0, *grads)
+
+    def step(x):
+        return smoothed_step(x, delta) if delta else (x >= 0).astype(np.float64)
+
+    H = step(s[positives][None, :] - s[positives][:, None])
+    B = step(s[negatives][None, :] - s[positives][:, None])
+    FP = B.sum(axis=1)
+    ranking_error = FP / (H.sum(axis=1) + FP)
+    is_lower = y[None, :] < y[:, None]
+    kept, wrong = np.where(is_lower, 0.0, H), np.where(is_lower, H, 0.0)
+    current, target = H @ (1 - y) / H.sum(axis=1), kept @ (1 - y) / kept.sum(axis=1)
+    M = wrong.sum(axis=1)
+    sorting_error = np.where(M > 0, current - target, 0.0)
+    for i in range(P):
+        if FP[i] > 0:
+            grads[0, negatives] += ranking_error[i] * B[i] / FP[i] / P
+            grads[0, positives[i]] -= ranking_error[i] / P
+        if M[i] > 0:
+            grads[1, positives] += sorting_error[i] * wrong[i] / M[i] / P
+            grads[1, positives[i]] -= sorting_error[i] / P
+    return RSReference(ranking_error.mean(), sorting_error.mean(), *grads)
 
 
 def giou_reference(box, other, eps=1e-6) -> float:

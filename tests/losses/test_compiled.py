@@ -96,10 +96,10 @@ def test_survey_finds_positives_and_counts_what_is_not_finite(rng, threads, dtyp
         found = survey(logits, targets, errors)
         assert_close(found.positives, (targets == 1).nonzero().squeeze(1), rtol=0, atol=0)
         assert found.num_bad_logits == int((~logits.isfinite() & (targets <= 1)).sum()) > 0
-        assert found.num_bad_errors == 2
+        assert found.num_bad_values == 2
     finite = compiled.survey(logits.nan_to_num(0, 0, 0), targets, errors[:0])
     assert finite[1:] == operators.survey(logits.nan_to_num(0, 0, 0), targets, errors[:0])[1:]
-    assert finite.num_bad_logits == finite.num_bad_errors == 0 < finite.largest
+    assert finite.num_bad_logits == finite.num_bad_values == 0 < finite.largest
 
 
 def test_any_number_of_threads_gives_one_loss(rng, threads):

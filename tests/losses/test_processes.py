@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.global_ranking_worker import SHARES, loss_and_gradients, make_share, run_shares
+from helpers.global_ranking_worker import LOSSES, SHARES, loss_and_gradients, make_share, run_shares
 
 
 @pytest.fixture(scope="module", params=["compiled", "operators"])
@@ -29,7 +29,7 @@ def in_one_process(name, loss):
     return loss_and_gradients(loss, tuple(torch.cat(parts) for parts in zip(*shares)), None)
 
 
-@pytest.mark.parametrize("loss", ["alrp", "ap"])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", SHARES)
 def test_every_process_has_the_value_of_the_whole_batch(results, name, loss):
     expected = in_one_process(name, loss)
@@ -38,7 +38,7 @@ def test_every_process_has_the_value_of_the_whole_batch(results, name, loss):
             assert result[name, loss][part] == pytest.approx(expected[part], rel=1e-12, abs=1e-15)
 
 
-@pytest.mark.parametrize("loss", ["alrp", "ap"])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", SHARES)
 def test_averaged_gradients_are_those_of_the_whole_batch(results, name, loss):
     expected = in_one_process(name, loss)
@@ -73,4 +73,5 @@ def test_the_bridge_gives_all_processes_one_loss(results, world_size):
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_a_bad_value_on_one_process_stops_all_of_them(results, world_size):
-    assert all("NaN or Inf" in result["refused"] for result in results[world_size])
+    for result in results[world_size]:
+        assert all("NaN or Inf" in message for message in result["refused"])

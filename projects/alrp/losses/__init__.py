@@ -7,14 +7,18 @@ is installed, and is several times as fast with it.
 from .alrp_loss import ALRPLoss, ALRPLossOutput, alrp_loss
 from .ap_loss import APLoss, ap_loss
 from .localization import localization_error
+from .rs_loss import RSLoss, RSLossOutput, rs_loss
 from .self_balance import SelfBalance
 
 __all__ = [
     "ALRPLoss",
     "ALRPLossOutput",
     "APLoss",
+    "RSLoss",
+    "RSLossOutput",
     "SelfBalance",
     "alrp_loss",
     "ap_loss",
     "localization_error",
+    "rs_loss",
 ]

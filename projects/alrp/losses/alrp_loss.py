@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .inputs import FLOAT_DTYPES, checked_logits, result_dtype
-from .ranking import ErrorDriven, Ranking, rank_positives
+from .ranking import ErrorDriven, Ranking, ValuePerPositive, rank_positives
 from .reductions import prefix_sum
 
 
@@ -93,7 +93,10 @@ def alrp_loss(
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps must be a finite number >= 0, but is {eps}; the default is 1e-5.")
     logits = checked_logits(logits, targets, delta)
-    ranked = rank_positives(logits, targets, delta, loc_errors, group)
+    per_positive = ValuePerPositive(
+        "loc_errors", loc_errors, "an error is 0 for a perfect box, and else positive"
+    )
+    ranked = rank_positives(logits, targets, delta, per_positive, group)
     if ranked is None:
         # An empty sum is 0 even if an ignored logit is Inf, and keeps the inputs in the graph.
         cls = logits[:0].sum()

@@ -36,8 +36,10 @@ def checked_logits(logits: Tensor, targets: Tensor, delta: float) -> Tensor:
         )
     if not DELTA_RANGE[0] <= delta <= DELTA_RANGE[1]:
         raise ValueError(
-            "delta must lie between {:g} and {:g}, but is {}; the published value is 1.0, and a "
-            "small one such as 1e-3 comes close to hard ranking.".format(*DELTA_RANGE, delta)
+            "delta must lie between {:g} and {:g}, but is {}; the published value is 1.0 (0.5 for "
+            "RS Loss), and a small one such as 1e-3 comes close to hard ranking.".format(
+                *DELTA_RANGE, delta
+            )
         )
     return logits.to(result_dtype(logits))
 

@@ -8,6 +8,8 @@ among equal logits, the later entry comes first. "float64" means float32 on MPS,
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -20,6 +22,22 @@ from .reductions import accumulation_dtype
 
 # delta must be at least so many float steps at the largest logit of a positive.
 _RESOLUTION = 2.0**12
+
+
+class ValuePerPositive(NamedTuple):
+    """What a loss is given for each positive, to be checked together with the logits.
+
+    Attributes:
+        name: of the argument, for messages.
+        values: (P_own,) floating point, in ``targets`` order.
+        meaning: of a value, for messages.
+        most: greatest value; the least is 0.
+    """
+
+    name: str
+    values: Tensor
+    meaning: str
+    most: float = math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +78,14 @@ class Ranking:
         """``sum_{k != i} values[k] * H(s_k - s_i)`` over the other positives, (P,) float64."""
         return self.matrix.among_queries(values) - 0.5 * values
 
-    def gradient(self, errors: Tensor, cells: Tensor, logits: Tensor, scale: Tensor) -> Tensor:
+    def gradient(
+        self,
+        errors: Tensor,
+        cells: Tensor,
+        logits: Tensor,
+        scale: Tensor,
+        among_positives: Tensor | None = None,
+    ) -> Tensor:
         """The error-driven update of the logits (arXiv:2009.13592, Eqs. 4 to 6 and Alg. 1).
 
         Each positive i is pushed up by ``errors[i] / P``; the negatives that outrank it are pushed
@@ -71,6 +96,7 @@ class Ranking:
             cells: (S,) the negatives' cells in ``matrix``, from :func:`rank_positives`.
             logits: (S,) those that were ranked.
             scale: scalar, the gradient that autograd passes down to the loss.
+            among_positives: (P,) added to the gradient of the positives, already scaled.
 
         Returns:
             Tensor: (S,) in the dtype of ``logits``; sums to zero over all processes.
@@ -79,6 +105,8 @@ class Ranking:
         scaled = errors * (scale / errors.numel())
         shares = torch.where(errors > 0, scaled / self.false_positives, 0.0)
         gradient = self.matrix.rmatvec(shares, cells, logits)
+        if among_positives is not None:
+            scaled = scaled - among_positives * self.shared.num_processes
         own = -self.own(scaled).to(gradient.dtype)
         return gradient.index_copy_(0, self.positives, own)
 
@@ -88,7 +116,7 @@ def rank_positives(
     logits: Tensor,
     targets: Tensor,
     delta: float,
-    loc_errors: Tensor | None = None,
+    per_positive: ValuePerPositive | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Ranking, Tensor] | None:
     """Rank the positives of a mini-batch, once the values of its inputs have been checked.
@@ -100,7 +128,7 @@ def rank_positives(
         logits: (S,) of :func:`checked_logits`.
         targets: (S,) 1 positive, 0 negative, anything else ignored.
         delta: half width of the step.
-        loc_errors: (P_own,) checked to match the positives, if given.
+        per_positive: checked to match the positives, if given.
         group: processes whose mini-batches are ranked together; None for this one's alone.
 
     Returns:
@@ -108,13 +136,13 @@ def rank_positives(
         :meth:`Ranking.gradient` needs; None if no process has a positive.
 
     Raises:
-        ValueError: if there is not one localisation error per positive, or if one is negative.
-        FloatingPointError: if a logit that is not ignored, or a localisation error, is not finite,
-            or if a positive's logit is so large that ``delta`` vanishes beside it.
+        ValueError: if there is not one value per positive, or if one is outside of its range.
+        FloatingPointError: if a logit that is not ignored, or a value, is not finite, or if a
+            positive's logit is so large that ``delta`` vanishes beside it.
     """
     logits, targets = logits.contiguous(), targets.contiguous()
     try:
-        positives = _checked_positives(logits, targets, loc_errors, delta)
+        positives = _checked_positives(logits, targets, per_positive, delta)
     except (ValueError, FloatingPointError):
         SharedPositives.stop(logits.device, group)
         raise
@@ -136,37 +164,37 @@ def rank_positives(
 
 
 def _checked_positives(
-    logits: Tensor, targets: Tensor, loc_errors: Tensor | None, delta: float
+    logits: Tensor, targets: Tensor, per_positive: ValuePerPositive | None, delta: float
 ) -> Tensor:
     """Check the values of all inputs, and find the positives.
 
     Args:
         logits: (S,) of :func:`checked_logits`.
         targets: (S,) 1 positive, 0 negative, anything else ignored.
-        loc_errors: (P_own,) if the loss has them.
+        per_positive: if the loss has such values.
         delta: half width of the step.
 
     Returns:
         Tensor: (P_own,) int64, ascending.
 
     Raises:
-        ValueError: if there is not one localisation error per positive, or if one is negative.
-        FloatingPointError: if a logit that is not ignored, or a localisation error, is not finite,
-            or if a positive's logit is so large that ``delta`` vanishes beside it.
+        ValueError: if there is not one value per positive, or if one is outside of its range.
+        FloatingPointError: if a logit that is not ignored, or a value, is not finite, or if a
+            positive's logit is so large that ``delta`` vanishes beside it.
     """
-    errors = logits[:0] if loc_errors is None else loc_errors
-    found = backend(logits.device).survey(logits, targets, errors)
-    if loc_errors is not None and len(loc_errors) != len(found.positives):
+    name, values, meaning, most = per_positive or ValuePerPositive("", logits[:0], "")
+    found = backend(logits.device).survey(logits, targets, values, most)
+    if per_positive and len(values) != len(found.positives):
         raise ValueError(
-            f"loc_errors has {len(loc_errors)} elements but targets has {len(found.positives)} "
-            "positives; pass one error per positive, in targets order."
+            f"{name} has {len(values)} elements but targets has {len(found.positives)} positives; "
+            "pass one value per positive, in targets order."
         )
     _refuse_non_finite("logits", found.num_bad_logits, logits)
-    _refuse_non_finite("loc_errors", found.num_bad_errors, errors)
-    if found.num_negative_errors:
+    _refuse_non_finite(name, found.num_bad_values, values)
+    if found.num_outside:
         raise ValueError(
-            f"loc_errors: {found.num_negative_errors} of {len(errors)} are negative; an error is "
-            "0 for a perfect box and grows from there, as 1 - GIoU does."
+            f"{name}: {found.num_outside} of {len(values)} values lie outside [0, {most:g}]; "
+            f"{meaning}."
         )
     resolution = torch.finfo(accumulation_dtype(logits.device)).eps * _RESOLUTION
     if found.largest * resolution > delta:

@@ -12,25 +12,30 @@ def accumulation_dtype(device: torch.device) -> torch.dtype:
 
 
 def prefix_sum(x: Tensor) -> Tensor:
-    """``out[c] = sum(x[:c + 1])`` of a vector.
+    """``out[c] = sum(x[:c + 1])`` of a vector, or of each column of a matrix.
 
     Bitwise reproducible under ``torch.use_deterministic_algorithms``, on CUDA too.
     """
-    if x.is_cuda and torch.are_deterministic_algorithms_enabled():
+    if x.is_cuda and x.is_floating_point() and torch.are_deterministic_algorithms_enabled():
         return _prefix_sum_by_doubling(x)
     return x.cumsum(0)
 
 
 def _prefix_sum_by_doubling(x: Tensor) -> Tensor:
-    """By log2(n) additions of shifted vectors.
+    """By log2(n) additions of shifted copies.
 
     Needed because ``cumsum`` of floats raises an error on CUDA in the deterministic mode.
     """
     reach = 1
-    while reach < x.numel():
+    while reach < len(x):
         x = torch.cat([x[:reach], x[reach:] + x[:-reach]])
         reach *= 2
     return x
+
+
+def prefix_sum_from_zero(x: Tensor) -> Tensor:
+    """``out[c] = sum(x[:c])`` for c from 0 to len(x), along the first dimension."""
+    return torch.cat([x.new_zeros(1, *x.shape[1:]), prefix_sum(x)])
 
 
 def suffix_sum(x: Tensor) -> Tensor:
@@ -43,9 +48,9 @@ def num_not_finite(tensor: Tensor) -> Tensor:
     return (~torch.isfinite(tensor)).count_nonzero()
 
 
-def num_negative(tensor: Tensor) -> Tensor:
-    """Number of values below 0, a scalar; -0.01 and above may be rounding, as in bfloat16."""
-    return (tensor < -0.01).count_nonzero()
+def num_outside(tensor: Tensor, most: float) -> Tensor:
+    """Number of values outside [0, most], a scalar; 0.01 beyond may be rounding, as in bfloat16."""
+    return ((tensor < -0.01) | (tensor > most + 0.01)).count_nonzero()
 
 
 def largest_magnitude(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import importlib
 import warnings
 from typing import Callable, NamedTuple
 import torch
+from torch import Tensor
 
 from . import operators
 from .interface import StepMatrix, Survey
@@ -16,12 +17,18 @@ class Backend(NamedTuple):
     """The two parts of a backend.
 
     Attributes:
-        survey: function of logits (S,), targets (S,) and localisation errors (P_own,).
+        survey: function of logits (S,), targets (S,), one value per positive (P_own,), and the
+            greatest that such a value may be.
         matrix: its subclass of :class:`StepMatrix`.
+        sums_below: sums over the places between two cuts whose rank is below a limit, for all
+            queries at once: function of weights (P, K) float64, K at each place; ranks (P,) int64,
+            a permutation of 0 to P - 1; limits (Q,) int64 in [0, P - 1]; cuts (Q, C) int64 in
+            [0, P], ascending. Gives (Q, C - 1, K). Sums of whole numbers are exact.
     """
 
     survey: Callable[..., Survey]
     matrix: type[StepMatrix]
+    sums_below: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def backend(device: torch.device) -> Backend:
@@ -30,8 +37,8 @@ def backend(device: torch.device) -> Backend:
         # Imported here, because numba takes 110 MiB that a training on a GPU does not need.
         from . import compiled
 
-        return Backend(compiled.survey, compiled.CompiledMatrix)
-    return Backend(operators.survey, operators.OperatorMatrix)
+        return Backend(compiled.survey, compiled.CompiledMatrix, compiled.sums_below)
+    return Backend(operators.survey, operators.OperatorMatrix, operators.sums_below)
 
 
 @functools.lru_cache(maxsize=None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import numpy as np
 import sys
 import threading
@@ -17,7 +18,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from ..reductions import largest_magnitude, num_negative, num_not_finite
+from ..reductions import largest_magnitude, num_not_finite, num_outside
 from . import kernels
 from .interface import LocatedKeys, StepMatrix, Survey, cell_dtype
 
@@ -37,7 +38,7 @@ _empty = functools.partial(torch.empty, device="cpu")
 _OPENMP_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-def survey(logits: Tensor, targets: Tensor, errors: Tensor) -> Survey:
+def survey(logits: Tensor, targets: Tensor, values: Tensor, most: float = math.inf) -> Survey:
     """See :class:`Survey`."""
     slices = _slices_for_threads(len(logits))
     found = [None] * len(slices)
@@ -49,8 +50,8 @@ def survey(logits: Tensor, targets: Tensor, errors: Tensor) -> Survey:
     indices, num_bad_logits = zip(*found)
     positives = torch.from_numpy(np.concatenate(indices))
     largest = largest_magnitude(logits.index_select(0, positives)).item()
-    bad_errors = int(num_not_finite(errors)), int(num_negative(errors))
-    return Survey(positives, sum(num_bad_logits), *bad_errors, largest)
+    bad_values = int(num_not_finite(values)), int(num_outside(values, most))
+    return Survey(positives, sum(num_bad_logits), *bad_values, largest)
 
 
 class CompiledMatrix(StepMatrix):
@@ -115,6 +116,12 @@ class CompiledMatrix(StepMatrix):
     def _row_sums(self, mass: Tensor, moment: Tensor) -> Tensor:
         shape = self._edges, self._is_lower, self._delta
         return torch.from_numpy(kernels.row_sums(_array(mass), _array(moment), *shape))
+
+
+def sums_below(weights: Tensor, ranks: Tensor, limits: Tensor, cuts: Tensor) -> Tensor:
+    """See :class:`Backend`."""
+    arrays = map(_array, (weights, ranks, limits, cuts))
+    return torch.from_numpy(kernels.sums_below(*arrays))
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -27,16 +27,16 @@ class Survey(NamedTuple):
     Attributes:
         positives: (P_own,) int64, ascending indices of the positives.
         num_bad_logits: number of NaN and Inf among the logits of positives and negatives.
-        num_bad_errors: number of NaN and Inf among the localisation errors.
-        num_negative_errors: number of negative ones, beyond rounding.
+        num_bad_values: number of NaN and Inf among the values of the positives.
+        num_outside: number of these values outside of their range, beyond rounding.
         largest: greatest absolute value among the logits of the positives; 0 if there are none.
             Undefined if ``num_bad_logits`` is not 0.
     """
 
     positives: Tensor
     num_bad_logits: int
-    num_bad_errors: int
-    num_negative_errors: int
+    num_bad_values: int
+    num_outside: int
     largest: float
 
 

@@ -245,3 +245,39 @@ def evaluate(logits, cells, edges, profile, out):
             out[j] = 0.0
         else:
             out[j] = profile[c, 0] + profile[c, 1] * (np.float64(logits[j]) - edges[c])
+
+
+@_jit
+def sums_below(weights, ranks, limits, cuts):
+    """(Q, C - 1, K) sums over the places between cuts whose rank is below a query's limit.
+
+    The places enter a Fenwick tree in the order of their ranks; each query is answered once all
+    ranks below its limit have entered.
+    """
+    num_places, num_weights = weights.shape
+    num_queries, num_cuts = cuts.shape
+    places = np.empty(num_places, np.int64)
+    for j in range(num_places):
+        places[ranks[j]] = j
+    order = np.argsort(limits)
+    tree = np.zeros((num_places + 1, num_weights))
+    sums = np.zeros((num_queries, num_cuts - 1, num_weights))
+    rank = 0
+    for q in order:
+        while rank < limits[q]:
+            j = places[rank] + 1
+            while j <= num_places:
+                for k in range(num_weights):
+                    tree[j, k] += weights[places[rank], k]
+                j += j & -j
+            rank += 1
+        for c in range(num_cuts):
+            j = cuts[q, c]
+            while j > 0:
+                for k in range(num_weights):
+                    if c > 0:
+                        sums[q, c - 1, k] += tree[j, k]
+                    if c < num_cuts - 1:
+                        sums[q, c, k] -= tree[j, k]
+                j &= j - 1
+    return sums

@@ -5,6 +5,7 @@ Shape shorthand as in :mod:`alrp.losses.backends.interface`.
 
 from __future__ import annotations
 
+import math
 from typing import Iterator
 import torch
 from torch import Tensor
@@ -12,9 +13,10 @@ from torch import Tensor
 from ..reductions import (
     accumulation_dtype,
     largest_magnitude,
-    num_negative,
     num_not_finite,
+    num_outside,
     prefix_sum,
+    prefix_sum_from_zero,
     suffix_sum,
 )
 from .interface import LocatedKeys, StepMatrix, Survey, cell_dtype
@@ -26,15 +28,15 @@ _BLOCK = 1 << 22
 _TURNS = {"cuda": 1 << 7}
 
 
-def survey(logits: Tensor, targets: Tensor, errors: Tensor) -> Survey:
+def survey(logits: Tensor, targets: Tensor, values: Tensor, most: float = math.inf) -> Survey:
     """See :class:`Survey`; the device is read once."""
     is_positive = targets == 1
     is_bad = ~torch.isfinite(logits) & (is_positive | (targets == 0))
     facts = [
         is_positive.count_nonzero(),
         is_bad.count_nonzero(),
-        num_not_finite(errors),
-        num_negative(errors),
+        num_not_finite(values),
+        num_outside(values, most),
         largest_magnitude(torch.where(is_positive, logits, 0.0)),
     ]
     # Counts are exact: up to 2^53 in float64, up to 2^24 in float32.
@@ -139,3 +141,29 @@ class OperatorMatrix(StepMatrix):
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(tensor.split(_BLOCK) for tensor in tensors))
+
+
+def sums_below(weights: Tensor, ranks: Tensor, limits: Tensor, cuts: Tensor) -> Tensor:
+    """See :class:`Backend`; by a wavelet matrix, of which only one level exists at a time.
+
+    From the highest bit of the ranks on, the places are split by that bit, zeros first. Where the
+    limit of a query has the bit, its zeros are below the limit, and are summed; the ones are yet to
+    be decided. Else the ones are not below, and the zeros are to be decided. In either case these
+    lie between the query's new cuts. Every step is a prefix sum, a permutation or a look-up, so the
+    result has the same bits every time.
+    """
+    sums = weights.new_zeros(*cuts.shape, weights.shape[1])
+    places = torch.arange(len(ranks), device=ranks.device)
+    for bit in reversed(range((len(ranks) - 1).bit_length())):
+        is_one = ranks.bitwise_right_shift(bit).bitwise_and(1)
+        zeros_before = prefix_sum_from_zero(1 - is_one)
+        num_zeros = zeros_before[-1]
+        target = torch.where(is_one > 0, num_zeros + places - zeros_before[:-1], zeros_before[:-1])
+        ranks = torch.empty_like(ranks).index_copy_(0, target, ranks)
+        weights = torch.empty_like(weights).index_copy_(0, target, weights)
+
+        zero_cuts = zeros_before[cuts]
+        has_bit = limits.bitwise_right_shift(bit).bitwise_and(1)[:, None] > 0
+        sums += torch.where(has_bit[..., None], prefix_sum_from_zero(weights)[zero_cuts], 0.0)
+        cuts = torch.where(has_bit, num_zeros + cuts - zero_cuts, zero_cuts)
+    return sums.diff(dim=1)
