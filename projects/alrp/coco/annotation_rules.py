@@ -95,6 +95,7 @@ def check_meaning(where: str, content: dict, purpose: Purpose) -> list[Finding]:
         *_check_ids(where, content, purpose),
         *_check_names(where, content["categories"]),
         *_check_id_zero(where, annotations, purpose),
+        *(_check_omitted(where, annotations) if "annotations" in content else ()),
         *_check_segmentations(where, annotations, purpose),
         *check_boxes(where, known, image_by_id, purpose),
     ]
@@ -273,6 +274,23 @@ def _check_id_zero(where: str, annotations: list, purpose: Purpose) -> list[Find
     what = "an annotation has the id 0, which COCO's evaluation takes for 'no match'; the "
     what += "annotations are numbered from 1 in memory"
     return [Finding("warning", where, what, "nothing needs to be done; the file is left as it is")]
+
+
+def _check_omitted(where: str, annotations: list) -> list[Finding]:
+    """A field that all annotations leave out means its default; one that some do may be lost."""
+    findings = []
+    if not annotations:
+        what, fix = "the list 'annotations' is empty", "name a file with boxes if there are any"
+        findings.append(Finding("warning", where, what, fix))
+    for field, default in (("area", "width x height"), ("iscrowd", "0")):
+        missing = [i for i, annotation in enumerate(annotations) if field not in annotation]
+        if 0 < len(missing) < len(annotations):
+            what = f"{len(missing)} of {len(annotations)} annotations have no {field!r}, which is "
+            what += f"taken as {default}: "
+            what += listed(missing, lambda i: f"annotation {_name(annotations[i], i)}")
+            fix = f"write {field!r} into all annotations or into none"
+            findings.append(Finding("warning", where, what, fix))
+    return findings
 
 
 def _check_segmentations(where: str, annotations: list, purpose: Purpose) -> list[Finding]:

@@ -44,6 +44,8 @@ def check_boxes(where: str, annotations: list, image_by_id: dict, purpose) -> li
         return [Finding("error", where, _corners_text(objects[0]["bbox"]), _CORNERS_FIX)]
     strict = "error" if purpose.training else "warning"
     lenient = "warning" if purpose.tolerate_bad_boxes else strict
+    if len(boxes) and (boxes[:, 2:] <= 0).any(axis=1).all():
+        lenient = "error"  # nothing is left to learn or to evaluate
     return _misplaced(where, boxes, limits, lenient, describe(objects))
 
 
@@ -94,7 +96,7 @@ def image_size(image: dict) -> tuple[float, float]:
 
 
 def _corners_text(example: list) -> str:
-    what = "most boxes reach beyond their image, but would fit it as two corners [x1, y1, x2, y2], "
+    what = "boxes reach beyond their image, but all would fit it as two corners [x1, y1, x2, y2], "
     return what + f"such as {example}; {XYWH_HINT}"
 
 
@@ -114,7 +116,7 @@ def _are_normalised(boxes: np.ndarray) -> bool:
 
 
 def _look_like_corners(boxes: np.ndarray, limits: np.ndarray) -> bool:
-    """Whether over half of the boxes leave their image, and all lie inside as two corners.
+    """Whether a quarter of the boxes leave their image, while all lie inside as two corners.
 
     Boxes of images of unknown size have no say.
     """
@@ -124,7 +126,7 @@ def _look_like_corners(boxes: np.ndarray, limits: np.ndarray) -> bool:
         return False
     outside = (low + second > limits).any(axis=1)
     fits = (second > low).all() and (second <= limits).all() and (low >= -_SLACK).all()
-    return bool(fits) and 2 * np.count_nonzero(outside) > len(outside)
+    return bool(fits) and 4 * np.count_nonzero(outside) >= len(outside)
 
 
 def _misplaced(
@@ -136,12 +138,12 @@ def _misplaced(
     correct = "delete them, or correct them: " + XYWH_HINT
     clipped = "the part outside is cut off; make sure that " + XYWH_HINT
     small = "delete them if they mean nothing"
+    beyond = (low < -_SLACK) | (high > limits + _SLACK)
     kinds = [
         (sides <= 0, severity, "a width or height of zero or less", correct),
         ((high <= 0) | (low >= limits), severity, "no overlap with their image", correct),
         (sides < 1, "warning", "a side below 1 pixel", small),
-        ((low < -_SLACK) | (high > limits + _SLACK), "warning", "a part outside of the image")
-        + (clipped,),
+        (beyond, "warning", "a part outside of the image", clipped),
     ]
     findings = []
     unreported = np.ones(len(boxes), dtype=bool)

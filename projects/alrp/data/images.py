@@ -13,6 +13,10 @@ from detectron2.utils.file_io import PathManager
 from ..errors import UserError
 
 TOO_LARGE_FIX = "cut the image into tiles or shrink it"
+DEEP_FIX = (
+    "convert the images to 8 bits by one scale for all, such as value / 257 for the full range of "
+    "16 bits; all values above 255 would be read as white"
+)
 
 
 def read_image(path: str, image_format: str) -> np.ndarray:
@@ -37,23 +41,20 @@ def check_depth(path: str) -> None:
         UserError: if the image has more than 8 bits per channel.
     """
     with PathManager.open(path, "rb") as file, Image.open(file) as image:
-        what = depth_problem(image)
-    if what:
-        raise UserError(f"{path}: {what}.")
+        mode, deep = image.mode, is_deep(image)
+    if deep:
+        raise UserError(
+            f"{path}: expected 8 bits per channel, but the image has 16 or 32 (Pillow's mode "
+            f"{mode!r}); {DEEP_FIX}."
+        )
 
 
-def depth_problem(image: Image.Image) -> str:
-    """What is wrong with the bits per channel of an opened image; "" if nothing is.
+def is_deep(image: Image.Image) -> bool:
+    """Whether an opened image has more than 8 bits per channel, as Pillow tells.
 
-    Pillow itself reads 16 bits per channel of colour images as 8.
+    Of colour images with 16 bits per channel Pillow itself reads the upper 8.
     """
-    if not image.mode.startswith(("I", "F")):  # I;16, I;16B, I, F
-        return ""
-    return (
-        f"expected 8 bits per channel, but the image has Pillow's mode {image.mode!r} (16 or 32 "
-        "bits), of which all values above 255 would be read as white; convert the images to 8 "
-        "bits by one scale for all, such as value / 257 for the full range of 16 bits"
-    )
+    return image.mode.startswith(("I", "F"))  # I;16, I;16B, I, F
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ...coco import Finding
 from ...coco.findings import listed
-from ..images import TOO_LARGE_FIX, depth_problem
+from ..images import DEEP_FIX, TOO_LARGE_FIX, is_deep
 
 _MAX_IMAGES_OPENED = 50
 _MIN_IMAGE_SIDE = 32  # pixels; the published training set leaves smaller images out
@@ -18,7 +18,7 @@ _EXIF_TRANSPOSED = (5, 6, 7, 8)  # orientations in which the loader swaps width 
 _SAMPLE_FIXES = {
     "unreadable": "replace these files; copies may have been cut short",
     "of another size": "write the true 'width' and 'height' (after EXIF rotation)",
-    "of too many bits": "convert the whole dataset to 8 bits per channel",
+    "of more than 8 bits per channel": DEEP_FIX,
 }
 
 
@@ -119,9 +119,8 @@ def _open_image(path: str, record: dict) -> tuple[str, str]:
     """Kind of problem ("" if none) and its detail."""
     try:
         with Image.open(path) as image:
-            too_deep = depth_problem(image)
-            if too_deep:
-                return "of too many bits", too_deep
+            if is_deep(image):
+                return "of more than 8 bits per channel", f"Pillow's mode {image.mode!r}"
             image.load()
             width, height = image.size
             # Detectron2 turns photographs upright before it compares sizes.
