@@ -559,3 +559,130 @@ def test_the_blood_cell_dataset_has_no_mistake(cfg):
     cfg.MODEL.RETINANET.NUM_CLASSES = 3
     register_coco_format(cfg)
     assert check(cfg, for_training=True) == []
+
+
+# What other tools export
+
+
+def _spoil(dataset: Dataset, **fields) -> None:
+    for annotation in dataset.content["annotations"]:
+        annotation.update(fields)
+    dataset.write()
+
+
+@pytest.mark.parametrize("value", [None, "12", float("nan"), -1, True, [1]], ids=str)
+@pytest.mark.parametrize("field", ["area", "iscrowd"])
+@pytest.mark.parametrize("for_training", [True, False])
+def test_an_optional_field_of_the_wrong_kind_is_found(cfg, val, field, value, for_training):
+    if (field, value) == ("iscrowd", True):
+        pytest.skip("true is 1")
+    val.content["annotations"][2][field] = value
+    val.write()
+    _assert_one(cfg, "error", VAL, f"{{{field!r}: ", field, for_training=for_training)
+
+
+def test_area_and_crowd_flag_may_be_left_out(cfg, train, val):
+    for dataset in (train, val):
+        for annotation in dataset.content["annotations"]:
+            del annotation["area"], annotation["iscrowd"]
+        dataset.write()
+    assert check(cfg, for_training=True) == []
+
+
+def test_ids_from_zero_are_renumbered_and_said_so(cfg, train):
+    for annotation in train.content["annotations"]:
+        annotation["id"] -= 1
+    train.write()
+    _assert_one(cfg, "warning", TRAIN, "numbered from 1 in memory", "nothing needs to be done")
+
+
+@pytest.mark.parametrize("for_training", [True, False])
+def test_categories_of_one_name_are_found(cfg, val, for_training):
+    val.content["categories"][1]["name"] = "disc"
+    val.write()
+    if for_training:
+        cfg.DATASETS.TRAIN = (VAL,)
+    what = "categories 1 and 2 are both named 'disc'"
+    _assert_one(cfg, "error", VAL, what, for_training=for_training)
+
+
+def test_normalised_boxes_are_called_so(cfg, train):
+    train.set_boxes(*[[0.1, 0.2, 0.3, 0.4]] * 8)
+    _assert_one(cfg, "error", TRAIN, "fractions of the image", "multiply")
+
+
+def test_boxes_given_as_two_corners_are_called_so(cfg, train):
+    train.set_boxes(*[[20, 10, 35, 30]] * 5, *[[1, 1, 12, 9]] * 3)
+    _assert_one(cfg, "error", TRAIN, "would fit it as two corners", "x2 - x1")
+
+
+def test_text_ids_are_shown_with_quotes(cfg, train):
+    for annotation in train.content["annotations"]:
+        annotation["image_id"] = str(annotation["image_id"])
+    train.write()
+    _assert_one(cfg, "error", TRAIN, "these ids are text ('1'), those listed are numbers (1)")
+
+
+@pytest.mark.parametrize("segmentation", [[[1, 2, 3, 4]], [], [1, 2, 3, 4, 5, 6], "x"], ids=str)
+def test_segmentation_is_not_judged_without_masks(cfg, train, segmentation):
+    _spoil(train, segmentation=segmentation, keypoints="x")
+    assert check(cfg, for_training=True) == []
+
+
+@pytest.mark.parametrize("for_training", [True, False])
+def test_masks_need_a_segmentation_everywhere(cfg, train, val, for_training):
+    cfg.MODEL.MASK_ON = True
+    for dataset in (train, val):
+        _spoil(dataset, segmentation=[[1, 2, 10, 2, 5, 9]])
+    val.content["annotations"][1]["segmentation"] = []
+    val.write()
+    what = "MODEL.MASK_ON needs segmentation, but 1 annotations have none: annotation 2"
+    found = [f for f in check(cfg, for_training=for_training) if "MASK_ON needs" in f.what]
+    assert len(found) == 1 and found[0].severity == "error" and what in found[0].what
+
+
+def test_polygons_that_detectron2_would_drop_boxes_for_are_found(cfg, train):
+    name = "preflight_test_foreign"
+    _spoil(train, segmentation=[[1, 2, 3, 4]])
+    register_coco_instances(name, {}, str(train.json), str(train.folder))
+    cfg.DATASETS.TRAIN = (name,)
+    try:
+        _assert_one(cfg, "error", name, "leaves out such annotations", "DATASETS.COCO_FORMAT")
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name)
+
+
+def test_own_files_under_the_name_of_a_built_in_dataset_are_found(cfg, train):
+    name = "coco_2017_train"
+    metadata = MetadataCatalog.get(name)
+    before = metadata.json_file, metadata.image_root
+    metadata.__dict__.update(json_file=str(train.json), image_root=str(train.folder))
+    cfg.DATASETS.TRAIN = (name,)
+    try:
+        what = "stands for COCO's images and 80 classes"
+        _assert_one(cfg, "error", name, what, "DATASETS.COCO_FORMAT")
+    finally:
+        metadata.__dict__.update(json_file=before[0], image_root=before[1])
+
+
+def test_images_of_16_bits_are_found(cfg, val):
+    Image.new("I;16", (40, 32)).save(val.folder / "2.png")
+    _assert_one(cfg, "error", VAL, "of more than 8 bits per channel: 2.png", "by one scale for all")
+
+
+def test_images_above_pillows_limit_are_found_by_their_stated_size(cfg, val, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 650)
+    val.content["images"][3]["width"] = 41
+    val.write()
+    found = [f for f in check(cfg, for_training=False) if "pixels that Pillow reads" in f.what]
+    assert [f.severity for f in found] == ["error"] and "4.png (41x32)" in found[0].what
+
+
+def test_an_image_that_the_resize_would_flatten_is_found(cfg, val):
+    cfg.INPUT.MIN_SIZE_TEST = cfg.INPUT.MAX_SIZE_TEST = 64
+    Image.new("RGB", (20000, 10)).save(val.folder / "4.png")
+    val.content["images"][3].update(width=20000, height=10)
+    val.write()
+    found = [f for f in check(cfg, for_training=False) if f.severity == "error"]
+    assert "4.png (20000x10)" in _only(found).what and "side of 0 pixels" in found[0].what

@@ -155,3 +155,82 @@ def test_options_outside_their_range_give_status_2(main, capsys, option):
         main([GROUND_TRUTH, DETECTIONS, *option])
     assert stop.value.code == 2
     assert option[0] in capsys.readouterr().err
+
+
+def _write(tmp_path, **contents):
+    paths = []
+    for name, content in contents.items():
+        paths.append(str(tmp_path / f"{name}.json"))
+        Path(paths[-1]).write_text(json.dumps(content))
+    return paths
+
+
+def _pair():
+    """Ground truth without image sizes, and its boxes as detections."""
+    boxes = [[10 + k, 5, 20, 30] for k in range(6)]
+    dataset = {
+        "images": [{"id": i} for i in (1, 2, 3)],
+        "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
+        "annotations": [
+            {"id": k + 1, "image_id": 1 + k % 3, "category_id": 1 + k % 2, "bbox": box}
+            for k, box in enumerate(boxes)
+        ],
+    }
+    keys = ("image_id", "category_id", "bbox")
+    return dataset, [{k: a[k] for k in keys} | {"score": 0.9} for a in dataset["annotations"]]
+
+
+@pytest.mark.parametrize("is_input", [0, 1], ids=["ground truth", "results"])
+def test_an_output_that_is_an_input_is_refused(main, tmp_path, capsys, is_input):
+    dataset, results = _pair()
+    paths = _write(tmp_path, gt=dataset, dt=results)
+    link = tmp_path / "link.json"
+    link.symlink_to(paths[is_input])
+    for out in (paths[is_input], str(link)):
+        with pytest.raises(SystemExit) as stop:
+            main([*paths, "--json", out])
+        assert stop.value.code == 2
+        assert "--json names the input" in capsys.readouterr().err
+    assert json.loads(Path(paths[0]).read_text()) == dataset
+    assert json.loads(Path(paths[1]).read_text()) == results
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda d, r: [x["bbox"].__setitem__(2, -20) for x in r[:2]], "width or height of zero"),
+        (
+            lambda d, r: [x.update(bbox=[*x["bbox"][:2], x["bbox"][0] + 20, 35]) for x in r],
+            "would fit it as two corners",
+        ),
+        (lambda d, r: d["annotations"][0].update(image_id=9), "images that are not listed"),
+        (lambda d, r: r.append(dict(r[0])), "1 detections are listed more than once"),
+        (lambda d, r: r[0].update(category_id=3), "1 of 6 detections left out"),
+        (lambda d, r: [r.append(r[0] | {"score": k / 200}) for k in range(120)], "the 100 best"),
+    ],
+)
+def test_oddities_are_warned_about(main, tmp_path, caplog, spoil, message):
+    dataset, results = json.loads(json.dumps(_pair()))
+    spoil(dataset, results)
+    assert main(_write(tmp_path, gt=dataset, dt=results)) == 0
+    assert message in caplog.text
+
+
+@pytest.mark.parametrize(
+    "spoil, name, message",
+    [
+        (lambda d, r: [x.update(category_id="1") for x in r], "dt", "these ids are text ('1')"),
+        (lambda d, r: [x.update(bbox=[0.1, 0.2, 0.3, 0.4]) for x in r], "dt", "fractions"),
+        (lambda d, r: [x.update(category_id=7) for x in r], "dt", "6 of 6 detections left out"),
+        (lambda d, r: d["annotations"].append(d["annotations"][0]), "gt", "unique ids"),
+        (lambda d, r: d["categories"].append({"id": 1, "name": "c"}), "gt", "unique ids"),
+        (lambda d, r: [a["bbox"].__setitem__(2, -2) for a in d["annotations"]], "gt", "of zero"),
+        (lambda d, r: [a.update(image_id="1") for a in d["annotations"]], "gt", "text ('1')"),
+    ],
+)
+def test_mistakes_are_named_with_their_file(main, tmp_path, capsys, spoil, name, message):
+    dataset, results = json.loads(json.dumps(_pair()))
+    spoil(dataset, results)
+    assert main(_write(tmp_path, gt=dataset, dt=results)) == 2
+    printed = capsys.readouterr().err
+    assert f"{name}.json: " in printed and message in printed and printed.count("\n") == 1
