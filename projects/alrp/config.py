@@ -77,13 +77,15 @@ def _tag_mistake(config_file: str, error: yaml.constructor.ConstructorError) -> 
 def add_alrp_config(cfg: CN) -> None:
     """Add the keys of this project to a Detectron2 config; defaults reproduce the paper."""
     cfg.MODEL.ALRP = CN()
-    # Classification loss: "alrp", "ap", or for FoveaBox also "focal".
+    # Classification loss: "alrp", "ap", "rs" (Rank & Sort), or for FoveaBox also "focal".
     cfg.MODEL.ALRP.LOSS_TYPE = "alrp"
     # Box loss: "ranked" (the localisation part of aLRP), "weighted_giou" (mean of 1 - GIoU weighted
     # by score), "giou" (mean of 1 - GIoU) or "smooth_l1" (between deltas). "" is what the
-    # LOSS_TYPE is published with: "ranked" with aLRP, "smooth_l1" with AP and focal loss.
+    # LOSS_TYPE is published with: "ranked" with aLRP, "weighted_giou" with RS, "smooth_l1" with AP
+    # and focal loss.
     cfg.MODEL.ALRP.BOX_LOSS = ""
-    # Half width of the linear part of the smoothed step H, in logit units (paper: delta).
+    # Half width of the linear part of the smoothed step H, in logit units (paper: delta); 0.5 in
+    # the published RS Loss, 1 in the others.
     cfg.MODEL.ALRP.DELTA = 1.0
     # IoU from which a detection is a true positive; scales the localisation error (paper: tau).
     cfg.MODEL.ALRP.TAU = 0.5

@@ -19,8 +19,9 @@ RETINANETS = {
     "alrp_ATSS": {"MODEL.ALRP.LOSS_TYPE": "alrp", "MODEL.ALRP.MATCHER": "ATSS"},
     "alrp_max_iou": {"MODEL.ALRP.LOSS_TYPE": "alrp", "MODEL.ALRP.MATCHER": "max_iou"},
     "ap_max_iou": {"MODEL.ALRP.LOSS_TYPE": "ap", "MODEL.ALRP.MATCHER": "max_iou"},
+    "rs_ATSS": {"MODEL.ALRP.LOSS_TYPE": "rs", "MODEL.ALRP.DELTA": 0.5},
 }
-FOVEABOXES = {name: {"MODEL.ALRP.LOSS_TYPE": name} for name in ("alrp", "ap", "focal")}
+FOVEABOXES = {name: {"MODEL.ALRP.LOSS_TYPE": name} for name in ("alrp", "ap", "rs", "focal")}
 
 
 def small_config(base, num_classes=3, **overrides):

@@ -19,6 +19,7 @@ from alrp.modeling import (
     FocalHeadLosses,
     GIoULoss,
     IterationBalance,
+    RSHeadLosses,
     SmoothL1Loss,
     WeightedGIoULoss,
     build_head_losses,
@@ -118,7 +119,9 @@ def run(bridge, logits, boxes, **options):
     return losses, storage
 
 
-@pytest.mark.parametrize("losses_class", [ALRPHeadLosses, APHeadLosses, FocalHeadLosses])
+@pytest.mark.parametrize(
+    "losses_class", [ALRPHeadLosses, APHeadLosses, RSHeadLosses, FocalHeadLosses]
+)
 @pytest.mark.parametrize("box_loss", [GIoULoss, WeightedGIoULoss])
 def test_every_classification_loss_takes_every_giou_loss(losses_class, box_loss, logits, boxes):
     plain = losses_class(num_classes=3, box_loss=box_loss())
@@ -157,8 +160,9 @@ def test_the_logits_of_alrp_learn_from_the_same_errors_whatever_the_box_loss(log
     assert_close(*gradients)
 
 
-def test_alrp_beside_smooth_l1_takes_boxes_and_deltas(logits, boxes):
-    bridge = ALRPHeadLosses(num_classes=3, box_loss=SmoothL1Loss())
+@pytest.mark.parametrize("losses_class", [ALRPHeadLosses, RSHeadLosses])
+def test_what_ranks_by_boxes_takes_boxes_and_deltas_beside_smooth_l1(losses_class, logits, boxes):
+    bridge = losses_class(num_classes=3, box_loss=SmoothL1Loss())
     assert bridge.compares_boxes and bridge.compares_deltas
     deltas = torch.zeros(3, 4, requires_grad=True), torch.full((3, 4), 2.0)
     losses, _ = run(bridge, logits, boxes, deltas=deltas)
@@ -202,7 +206,12 @@ def built(**keys):
 
 @pytest.mark.parametrize(
     "loss_type, box_loss, balance",
-    [("alrp", None, SelfBalance), ("ap", SmoothL1Loss, float), ("focal", SmoothL1Loss, float)],
+    [
+        ("alrp", None, SelfBalance),
+        ("ap", SmoothL1Loss, float),
+        ("rs", WeightedGIoULoss, IterationBalance),
+        ("focal", SmoothL1Loss, float),
+    ],
 )
 def test_the_defaults_are_what_is_published(loss_type, box_loss, balance):
     losses = built(LOSS_TYPE=loss_type)
@@ -210,7 +219,7 @@ def test_the_defaults_are_what_is_published(loss_type, box_loss, balance):
     assert type(losses.self_balance) is balance
 
 
-@pytest.mark.parametrize("loss_type", ["alrp", "ap", "focal"])
+@pytest.mark.parametrize("loss_type", ["alrp", "ap", "rs", "focal"])
 @pytest.mark.parametrize("name", BOX_LOSSES)
 def test_a_config_chooses_the_box_loss(loss_type, name):
     losses = built(LOSS_TYPE=loss_type, BOX_LOSS=name)
@@ -234,6 +243,7 @@ def test_balance_numbers_come_from_the_config():
 @pytest.mark.parametrize(
     "keys, message",
     [
+        ({"BOX_LOSS": "ranked", "LOSS_TYPE": "rs"}, 'set BOX_LOSS "weighted_giou"'),
         ({"BOX_LOSS": "ranked", "LOSS_TYPE": "ap"}, 'set BOX_LOSS "weighted_giou", or LOSS_TYPE'),
         ({"BOX_LOSS": "diou"}, 'BOX_LOSS must be one of "ranked".*"diou"'),
         ({"SELF_BALANCE.MODE": "epoch"}, 'MODE must be one of "period".*"epoch"'),

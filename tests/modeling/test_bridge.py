@@ -6,11 +6,11 @@ import logging
 import pytest
 import torch
 
-from alrp.modeling import ALRPHeadLosses, APHeadLosses, FocalHeadLosses
+from alrp.modeling import ALRPHeadLosses, APHeadLosses, FocalHeadLosses, RSHeadLosses
 
 BOX = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
 every_bridge = pytest.mark.parametrize(
-    "losses_class", [ALRPHeadLosses, APHeadLosses, FocalHeadLosses]
+    "losses_class", [ALRPHeadLosses, APHeadLosses, RSHeadLosses, FocalHeadLosses]
 )
 
 

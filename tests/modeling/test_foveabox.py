@@ -41,7 +41,7 @@ from alrp.modeling import (
 )
 
 CASES = ["alrp_fovea_random", "alrp_fovea_one_image_only", "ap_fovea_random", "fovea_focal_random"]
-LOSSES = ["alrp", "ap", "focal"]
+LOSSES = ["alrp", "ap", "rs", "focal"]
 BASE = "Base-FoveaBox.yaml"
 BATCH = [image(64, 96, USUAL, [0, 2]), image(64, 96)]
 

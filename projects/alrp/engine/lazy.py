@@ -28,7 +28,7 @@ from ..config import add_alrp_config
 from ..data.datasets.coco_format import expand_path, register_coco_format
 from ..errors import UserError
 from ..losses import SelfBalance
-from ..modeling import ALRPHeadLosses, APHeadLosses, FocalHeadLosses
+from ..modeling import ALRPHeadLosses, APHeadLosses, FocalHeadLosses, RSHeadLosses
 from .resuming import ContinuedMetrics, SeededIterations
 from .trainer import (
     ResultsOnlyAfterSuccess,
@@ -44,6 +44,7 @@ _LOGGER = logging.getLogger(__name__)
 _LOSS_TYPES = {
     ALRPHeadLosses.__name__: "alrp",
     APHeadLosses.__name__: "ap",
+    RSHeadLosses.__name__: "rs",
     FocalHeadLosses.__name__: "focal",
 }
 

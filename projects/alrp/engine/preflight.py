@@ -40,10 +40,12 @@ PUBLISHED_BATCH = 32
 _PUBLISHED_LR = {
     ("ALRPRetinaNet", "alrp"): 0.008,
     ("ALRPRetinaNet", "ap"): 0.002,
+    ("ALRPRetinaNet", "rs"): 0.016,
     ("FoveaBox", "alrp"): 0.008,
     ("FoveaBox", "ap"): 0.002,
     ("FoveaBox", "focal"): 0.02,
     ("ALRPROIHeads", "alrp"): 0.012,
+    ("ALRPROIHeads", "rs"): 0.024,
     ("StandardROIHeads", "ce"): 0.04,
 }
 _LR_TOLERANCE = 4.0

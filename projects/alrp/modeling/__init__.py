@@ -16,6 +16,7 @@ from .head_losses import (
     ALRPHeadLosses,
     APHeadLosses,
     FocalHeadLosses,
+    RSHeadLosses,
     build_head_losses,
 )
 from .matcher import ATSSMatcher, MaxIoUMatcher, build_matcher
@@ -47,6 +48,7 @@ __all__ = [
     "PointBoxTransform",
     "PriorRPNHead",
     "PublishedFPN",
+    "RSHeadLosses",
     "RankingHeadLosses",
     "SmoothL1Loss",
     "WeightedGIoULoss",

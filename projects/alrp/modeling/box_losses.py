@@ -149,7 +149,8 @@ def matched_iou(predicted: Tensor, expected: Tensor) -> Tensor:
     bottom_right = torch.minimum(predicted[:, 2:], expected[:, 2:])
     overlap = (bottom_right - top_left).clamp(min=0).prod(1)
     areas = sum((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (predicted, expected))
-    return overlap / (areas - overlap).clamp(min=_LEAST_UNION)
+    # Of equal boxes, rounding may give more than 1.
+    return (overlap / (areas - overlap).clamp(min=_LEAST_UNION)).clamp(max=1)
 
 
 def _giou_losses(predicted: Tensor, expected: Tensor) -> Tensor:

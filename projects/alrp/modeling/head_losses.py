@@ -5,9 +5,9 @@ from __future__ import annotations
 from fvcore.nn import sigmoid_focal_loss
 
 from ..errors import UserError
-from ..losses import alrp_loss, ap_loss, localization_error
+from ..losses import alrp_loss, ap_loss, localization_error, rs_loss
 from ..losses.localization import check_tau
-from .box_losses import BoxLoss, SmoothL1Loss, build_box_loss
+from .box_losses import BoxLoss, SmoothL1Loss, WeightedGIoULoss, build_box_loss, matched_iou
 from .bridge import ClassificationLoss, HeadLosses, RankingHeadLosses
 
 
@@ -65,6 +65,37 @@ class APHeadLosses(RankingHeadLosses):
             pred_logits.flatten(), self._targets(gt_classes), delta=self.delta, group=self._group()
         )
         return ClassificationLoss(loss, loss, {"precision": 1 - loss})
+
+
+class RSHeadLosses(RankingHeadLosses):
+    """Rank & Sort Loss (Oksuz et al., ICCV 2021), which sorts positives by the IoU of their boxes.
+
+    The IoU is that of the boxes as they are predicted in this step, and gets no gradient.
+
+    Args:
+        delta: of :class:`RankingHeadLosses`; 0.5 as published.
+        box_loss: None for :class:`WeightedGIoULoss`, as published; with an
+            :class:`IterationBalance` as ``self_balance``.
+        kwargs: of :class:`RankingHeadLosses`.
+    """
+
+    _ranks_by_boxes = True
+
+    def __init__(self, *, delta: float = 0.5, box_loss: BoxLoss | None = None, **kwargs) -> None:
+        super().__init__(delta=delta, box_loss=box_loss or WeightedGIoULoss(), **kwargs)
+
+    def _classify(self, pred_logits, gt_classes, predicted, expected, num_images):
+        ious = matched_iou(predicted, expected)
+        output = rs_loss(
+            pred_logits.flatten(),
+            self._targets(gt_classes),
+            ious,
+            delta=self.delta,
+            group=self._group(),
+        )
+        loss = output.ranking + output.sorting
+        scalars = {"ranking": output.ranking, "sorting": output.sorting, "iou": ious.mean()}
+        return ClassificationLoss(loss, loss, scalars)
 
 
 class FocalHeadLosses(HeadLosses):
@@ -126,9 +157,9 @@ def build_head_losses(
             meaning.
     """
     alrp = cfg.MODEL.ALRP
-    if alrp.LOSS_TYPE not in ("alrp", "ap") and (focal is None or alrp.LOSS_TYPE != "focal"):
+    if alrp.LOSS_TYPE not in ("alrp", "ap", "rs", *(["focal"] if focal else [])):
         raise UserError(
-            'MODEL.ALRP.LOSS_TYPE must be "alrp" or "ap", or for a FoveaBox also "focal", '
+            'MODEL.ALRP.LOSS_TYPE must be "alrp" or "ap" or "rs", or for a FoveaBox also "focal", '
             f'but is "{alrp.LOSS_TYPE}".'
         )
     try:
@@ -142,8 +173,8 @@ def build_head_losses(
         if alrp.LOSS_TYPE == "focal":
             return FocalHeadLosses(**options, **focal)
         options.update(delta=alrp.DELTA, global_ranking=alrp.GLOBAL_RANKING)
-        if alrp.LOSS_TYPE == "ap":
-            return APHeadLosses(**options)
+        if alrp.LOSS_TYPE in ("ap", "rs"):
+            return (APHeadLosses if alrp.LOSS_TYPE == "ap" else RSHeadLosses)(**options)
         return ALRPHeadLosses(tau=alrp.TAU if tau is None else tau, **options)
     except UserError:
         raise
