@@ -17,6 +17,7 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from alrp.data.datasets.coco_format import class_names
 from alrp.engine import CheckedCheckpointer, argument_parser, dry_run, run_command
 from alrp.engine.lazy import (
     as_cfg_node,
@@ -40,7 +41,9 @@ def main(args):
 
     if args.eval_only:
         model = instantiate(cfg.model).to(cfg.train.device)
-        checkpointer = CheckedCheckpointer(model, cfg.train.output_dir)
+        checkpointer = CheckedCheckpointer(
+            model, cfg.train.output_dir, class_names=class_names(as_cfg_node(cfg).DATASETS.TEST)
+        )
         checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
         evaluate_lazy(cfg, model)
     else:

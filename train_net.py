@@ -19,6 +19,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from alrp.data.datasets.coco_format import class_names
 from alrp.engine import (
     CheckedCheckpointer,
     Trainer,
@@ -44,7 +45,9 @@ def main(args):
 
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        checkpointer = CheckedCheckpointer(model, cfg.OUTPUT_DIR)
+        checkpointer = CheckedCheckpointer(
+            model, cfg.OUTPUT_DIR, class_names=class_names(cfg.DATASETS.TEST)
+        )
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
         if comm.is_main_process():

@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 
 from alrp.data.dataset_mapper import build_mapper
+from alrp.data.datasets.coco_format import class_names
 from alrp.data.images import read_image
 from alrp.engine import CheckedCheckpointer, setup_config
 from alrp.errors import UserError
@@ -81,18 +81,6 @@ def output_paths(inputs: list, output: str) -> dict:
     return paths
 
 
-def class_names(cfg) -> list:
-    """Names by class index, of the first dataset that tells them; empty if none does."""
-    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        metadata = MetadataCatalog.get(name)
-        if metadata.get("thing_classes"):
-            return list(metadata.thing_classes)
-        if os.path.isfile(metadata.get("json_file", "")):
-            categories = read_json(metadata.json_file)["categories"]
-            return [c["name"] for c in sorted(categories, key=lambda category: category["id"])]
-    return []
-
-
 def read_thresholds(path: str, names: list) -> torch.Tensor:
     """(K,) float64 least score by class index; infinite for a class of which nothing was right."""
     try:
@@ -141,8 +129,8 @@ def why_nothing(instances, least: torch.Tensor) -> str:
     )
 
 
-def build_trained_model(cfg) -> torch.nn.Module:
-    """The model in eval mode, with a checkpoint that must fit it."""
+def build_trained_model(cfg, names: list | None = None) -> torch.nn.Module:
+    """The model in eval mode, with a checkpoint that must fit it and the names of its classes."""
     weights = cfg.MODEL.WEIGHTS
     if not weights or ("://" not in weights and not os.path.isfile(weights)):
         raise UserError(
@@ -150,7 +138,7 @@ def build_trained_model(cfg) -> torch.nn.Module:
             "--opts MODEL.WEIGHTS FILE at the end."
         )
     model = build_model(cfg).eval()
-    CheckedCheckpointer(model).load(weights)
+    CheckedCheckpointer(model, class_names=names).load(weights)
     return model
 
 
@@ -173,9 +161,9 @@ def run(args) -> None:
     """Detect and draw; UserError if something given does not fit."""
     paths = output_paths(args.input, args.output)
     cfg = setup_config(args)
-    names = class_names(cfg)
-    scores = least_scores(args, cfg.MODEL.WEIGHTS, names)
-    model, mapper = build_trained_model(cfg), build_mapper(cfg, is_train=False)
+    names = class_names((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN))
+    scores = least_scores(args, cfg.MODEL.WEIGHTS, names or [])
+    model, mapper = build_trained_model(cfg, names), build_mapper(cfg, is_train=False)
     os.makedirs(args.output, exist_ok=True)
     for name, path in paths.items():
         picture = read_image(name, "RGB")
@@ -183,7 +171,7 @@ def run(args) -> None:
             instances = model([mapper({"file_name": name})])[0]["instances"].to("cpu")
         least = scores[instances.pred_classes] if scores.ndim else scores.expand(len(instances))
         drawn = instances[instances.scores.double() >= least]
-        Image.fromarray(draw(picture, drawn, names)).save(path)
+        Image.fromarray(draw(picture, drawn, names or [])).save(path)
         print(f"{name}: {len(drawn)} objects, see {path}")
         if not len(drawn):
             print(f"  {why_nothing(instances, least)}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import pytest
 
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from alrp.config import add_alrp_config
-from alrp.data.datasets.coco_format import coco_format_names, register_coco_format
+from alrp.data.datasets.coco_format import class_names, coco_format_names, register_coco_format
 from alrp.data.datasets.shapes import make_shapes_dataset
 from alrp.errors import UserError
 
@@ -118,3 +119,13 @@ def test_an_unset_environment_variable_is_named(monkeypatch):
         UserError, match="entry 1: .*COCO_FORMAT_TEST, which is not set; run `export"
     ):
         register_coco_format(_cfg([NAMES[0], "${COCO_FORMAT_TEST}/a.json", "/a"]))
+
+
+def test_class_names_come_from_the_annotation_file_by_id(tmp_path):
+    path = tmp_path / "gt.json"
+    categories = [{"id": 9, "name": "last"}, {"id": 2, "name": "first"}]
+    path.write_text(json.dumps({"categories": categories}))
+    name = f"named_{tmp_path.name}"
+    MetadataCatalog.get(name).set(json_file=str(path), image_root=str(tmp_path))
+    assert class_names([f"{name}_unknown", name]) == ["first", "last"]
+    assert class_names([f"{name}_unknown"]) is None

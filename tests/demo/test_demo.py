@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
@@ -339,15 +338,3 @@ def test_file_without_thresholds_is_refused(demo, tmp_path, content):
         path.write_text(content)
     with pytest.raises(UserError, match="give the lrp_results.json"):
         demo.read_thresholds(str(path), ["a"])
-
-
-def test_class_names_come_from_the_annotation_file_by_id(demo, tmp_path):
-    path = tmp_path / "gt.json"
-    categories = [{"id": 9, "name": "last"}, {"id": 2, "name": "first"}]
-    path.write_text(json.dumps({"categories": categories}))
-    name = f"named_{tmp_path.name}"
-    demo.MetadataCatalog.get(name).set(json_file=str(path), image_root=str(tmp_path))
-    datasets = SimpleNamespace(TRAIN=(), TEST=(f"{name}_unknown", name))
-    assert demo.class_names(SimpleNamespace(DATASETS=datasets)) == ["first", "last"]
-    datasets.TEST = (f"{name}_unknown",)
-    assert demo.class_names(SimpleNamespace(DATASETS=datasets)) == []

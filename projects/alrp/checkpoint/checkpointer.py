@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
-from typing import Any
+from typing import Any, Sequence
 import torch
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -13,11 +14,15 @@ from ..errors import UserError
 from ..files import replacing
 from ..losses import SelfBalance
 from .conversion import STARTS_AT_ZERO, non_finite_tensor, without_prefix
-from .files import read_checkpoint, read_zoo_pickle, split_checkpoint
+from .files import read_checkpoint, read_zoo_pickle, split_checkpoint, write_checkpoint
 from .published import has_published_names
 from .resnet import is_torchvision_resnet, torchvision_to_detectron2
+from .training_state import resumable_state
 
 _STEM = "stem.conv1.weight"
+_TAG = "last_checkpoint"
+# Sorted by name, they are in the order in which they were written.
+_NUMBERED = re.compile(r"model_(\d{7}|final)\.pth")
 
 
 class CheckedCheckpointer(DetectionCheckpointer):
@@ -27,25 +32,71 @@ class CheckedCheckpointer(DetectionCheckpointer):
     into the backbone.
 
     Args:
-        model, save_dir, checkpointables: of :class:`DetectionCheckpointer`.
+        model, save_dir, checkpointables: of :class:`DetectionCheckpointer`; a "trainer" is resumed
+            with the settings of the config.
         complete: whether a checkpoint must hold every tensor of the model in its shape, as for
             evaluation and resuming. Otherwise (a backbone or another task to start training
             from) at least one parameter must fit.
+        class_names: of the data, by class index. They are saved with the model, and a complete
+            checkpoint with other names is refused. If None, they are not known.
     """
 
-    def __init__(self, model, save_dir="", *, complete: bool = True, **checkpointables) -> None:
+    def __init__(
+        self,
+        model,
+        save_dir="",
+        *,
+        complete: bool = True,
+        class_names: Sequence[str] | None = None,
+        **checkpointables,
+    ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self.complete = complete
+        self.class_names = None if class_names is None else list(class_names)
+        self._resumes = False
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """As the parent; the file appears whole or not at all, with the names of the classes.
+
+        Raises:
+            UserError: if it cannot be written, as on a full disk.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        content = {"model": self.model.state_dict()}
+        content.update((key, part.state_dict()) for key, part in self.checkpointables.items())
+        if self.class_names is not None:
+            content["class_names"] = self.class_names
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info(f"Saving checkpoint to {path}")
+        write_checkpoint({**content, **kwargs}, path)
+        self.tag_last_checkpoint(os.path.basename(path))
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """As the parent, but a kill in between leaves the old tag instead of an empty one."""
+        with replacing(os.path.join(self.save_dir, _TAG)) as file:
+            file.write(last_filename_basename.encode())
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to resume from, see :func:`last_checkpoint`."""
+        return last_checkpoint(self.save_dir) is not None
+
+    def get_checkpoint_file(self) -> str:
+        """Path of the checkpoint to resume from; "" if there is none."""
+        path = last_checkpoint(self.save_dir)
+        if path and not os.path.exists(os.path.join(self.save_dir, _TAG)):
+            self.logger.warning(f"{_TAG} is missing: going on from the latest checkpoint, {path}.")
+        return path or ""
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """As the parent; a checkpoint resumed from must be complete.
 
         Weights of another training bring their self-balance weight, but not its unfinished period.
         """
-        resumed = resume and self.has_checkpoint()
-        self.complete = self.complete or resumed
-        extra = super().resume_or_load(path, resume=resume)
-        if not resumed:
+        self._resumes = resume and self.has_checkpoint()
+        self.complete = self.complete or self._resumes
+        extra = super().resume_or_load(path, resume=self._resumes)
+        if not self._resumes:
             for module in self.model.modules():
                 if isinstance(module, SelfBalance):
                     module.reset()
@@ -64,11 +115,10 @@ class CheckedCheckpointer(DetectionCheckpointer):
             )
         try:
             return super().load(path, *args, **kwargs)
-        except (AssertionError, OSError) as error:
-            raise UserError(
-                f"checkpoint {path}: {error} Correct MODEL.WEIGHTS, or, with --resume, the name in "
-                f"{os.path.join(self.save_dir, 'last_checkpoint')}."
-            ) from error
+        except UserError:
+            raise
+        except (AssertionError, OSError, ValueError) as error:
+            raise UserError(f"checkpoint {path}: {error} Correct MODEL.WEIGHTS.") from error
         finally:
             self._parsed_url_during_load = None  # Detectron2 leaves it behind after an error
 
@@ -88,6 +138,10 @@ class CheckedCheckpointer(DetectionCheckpointer):
         # Detectron2's ways to ask for a search of similar names.
         if filename.endswith(".pyth") or "matching_heuristics=True" in self._query():
             checkpoint["matching_heuristics"] = True
+        if self._resumes and "trainer" in self.checkpointables:
+            current = self.checkpointables["trainer"].state_dict()
+            checkpoint["trainer"] = resumable_state(checkpoint.get("trainer"), current, filename)
+        self._check_class_names(checkpoint.get("class_names"), filename)
         return self._from_torchvision(checkpoint)
 
     def _query(self) -> str:
@@ -160,10 +214,53 @@ class CheckedCheckpointer(DetectionCheckpointer):
                 "groups and width (MODEL.RESNETS), for example torchvision://resnet50."
             )
 
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """As the parent, but a kill in between leaves the old tag instead of an empty one."""
-        with replacing(os.path.join(self.save_dir, "last_checkpoint")) as file:
-            file.write(last_filename_basename.encode())
+    def _check_class_names(self, saved: Any, filename: str) -> None:
+        """Refuse, or warn of, weights whose outputs stand for other classes than the data's."""
+        present = self.class_names
+        if not isinstance(saved, list) or present is None or saved == present:
+            return
+        if len(saved) != len(present) and self.complete:
+            return  # the shapes do not fit, which says more
+        message = (
+            f"checkpoint {filename} was trained on the classes {', '.join(map(str, saved))}, in "
+            f"this order, but the data has {', '.join(present)}"
+        )
+        if self.complete:
+            raise UserError(
+                f"{message}: results would be of the wrong classes. Use the datasets it was "
+                "trained for, with the same 'categories' and ids."
+            )
+        if set(saved) == set(present):
+            self.logger.warning(f"{message}: the classifier starts with its classes exchanged.")
+
+
+def last_checkpoint(folder: str) -> str | None:
+    """Path of the checkpoint that a run in a folder is resumed from; None if there is none.
+
+    It is named in the file ``last_checkpoint``. Where that is missing, the run goes on from the
+    latest ``model_NNNNNNN.pth`` or ``model_final.pth``, which would be overwritten otherwise.
+
+    Raises:
+        UserError: if ``last_checkpoint`` cannot be read or names a file that is not there.
+    """
+    tag = os.path.join(folder, _TAG)
+    files = sorted(filter(_NUMBERED.fullmatch, os.listdir(folder) if os.path.isdir(folder) else []))
+    advice = "write the name of a checkpoint into it, or remove it to go on from the latest one" + (
+        f", {files[-1]}." if files else "."
+    )
+    if not os.path.exists(tag):
+        if not files:
+            return None
+        return os.path.join(folder, files[-1])
+    try:
+        with open(tag, encoding="utf-8") as file:
+            name = file.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{tag} cannot be read ({error}); {advice}") from error
+    path = os.path.join(folder, name)
+    if not os.path.isfile(path):
+        raise UserError(f"{tag} names the checkpoint {name!r}, which is no file; {advice}")
+    return path
 
 
 def _some(what: str, items: list[str]) -> str:

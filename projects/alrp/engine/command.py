@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import Callable
 import torch
 
@@ -13,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from detectron2.utils.file_io import PathManager
 
-from ..checkpoint import TorchvisionPathHandler
+from ..checkpoint import TorchvisionPathHandler, last_checkpoint
 from ..config import load_config
 from ..data.datasets.coco_format import expand_path, register_coco_format
 from ..errors import UserError
@@ -88,10 +87,13 @@ def _resume_hint(cfg: CfgNode | None, args) -> str:
     """Whether ``--resume`` can go on; nothing where there is nothing to go on with."""
     if cfg is None or args.eval_only or getattr(args, "dry_run", False):
         return ""
-    tag = Path(cfg.OUTPUT_DIR, "last_checkpoint")
-    if not tag.is_file() or not (tag.parent / tag.read_text()).is_file():
-        return "; there is no checkpoint yet to go on from"
-    return f"; --resume goes on from {tag.parent / tag.read_text()}"
+    try:
+        path = last_checkpoint(cfg.OUTPUT_DIR)
+    except UserError as error:
+        return f"; {error}"
+    return (
+        f"; --resume goes on from {path}" if path else "; there is no checkpoint yet to go on from"
+    )
 
 
 def _check(cfg: CfgNode, args) -> None:
@@ -106,7 +108,7 @@ def _check(cfg: CfgNode, args) -> None:
     _check_output_dir(cfg.OUTPUT_DIR)
 
     weights = cfg.MODEL.WEIGHTS
-    if args.resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+    if args.resume and last_checkpoint(cfg.OUTPUT_DIR):
         return  # MODEL.WEIGHTS is not read
     if args.eval_only and not weights:
         raise UserError(

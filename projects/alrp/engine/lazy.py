@@ -25,7 +25,7 @@ from detectron2.utils import comm
 from ..architectures import HEAD_NODES
 from ..checkpoint import CheckedCheckpointer
 from ..config import add_alrp_config
-from ..data.datasets.coco_format import expand_path, register_coco_format
+from ..data.datasets.coco_format import class_names, expand_path, register_coco_format
 from ..errors import UserError
 from ..losses import SelfBalance
 from ..modeling import ALRPHeadLosses, APHeadLosses, FocalHeadLosses, RSHeadLosses
@@ -179,7 +179,13 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> None:
     model = distribute(parts.model, **cfg.train.ddp)
     trainer_class = _LazyAMPTrainer if cfg.train.amp.enabled else _LazyTrainer
     trainer = trainer_class(model, parts.data_loader, parts.optimizer)
-    checkpointer = CheckedCheckpointer(model, cfg.train.output_dir, complete=False, trainer=trainer)
+    checkpointer = CheckedCheckpointer(
+        model,
+        cfg.train.output_dir,
+        complete=False,
+        class_names=class_names(parts.cfg.DATASETS.TRAIN),
+        trainer=trainer,
+    )
     trainer.register_hooks(
         [
             parts.seeding,

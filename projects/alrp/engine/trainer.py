@@ -32,6 +32,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..checkpoint import CheckedCheckpointer
 from ..data.dataset_mapper import build_mapper
+from ..data.datasets.coco_format import class_names
 from ..data.stream import with_places
 from ..errors import UserError
 from ..evaluation import APEvaluator, LRPEvaluator
@@ -97,7 +98,11 @@ class Trainer(ResultsOnlyAfterSuccess, DefaultTrainer):
         self._trainer = trainer_class(model, parts.data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = CheckedCheckpointer(
-            model, cfg.OUTPUT_DIR, complete=False, trainer=weakref.proxy(self)
+            model,
+            cfg.OUTPUT_DIR,
+            complete=False,
+            class_names=class_names(cfg.DATASETS.TRAIN),
+            trainer=weakref.proxy(self),
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER

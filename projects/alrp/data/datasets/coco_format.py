@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 from functools import partial
+from typing import Iterable
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...errors import UserError
+from ...files import read_json
 from .coco_loader import CocoFiles, load_coco_format
 
 _SHAPE = '["my_train", "path/to/train.json", "path/to/images"]'
@@ -38,6 +40,18 @@ def register_coco_format(cfg: CfgNode) -> None:
 def coco_format_names(cfg: CfgNode) -> list[str]:
     """Dataset names in ``DATASETS.COCO_FORMAT``, in order."""
     return [entry[0] for entry in cfg.DATASETS.COCO_FORMAT]
+
+
+def class_names(datasets: Iterable[str]) -> list[str] | None:
+    """Names by class index, of the first registered dataset that tells them; None if none does."""
+    for name in datasets:
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("thing_classes"):
+            return list(metadata.thing_classes)
+        if os.path.isfile(metadata.get("json_file", "")):
+            categories = read_json(metadata.json_file)["categories"]
+            return [c["name"] for c in sorted(categories, key=lambda category: category["id"])]
+    return None
 
 
 def _checked_triple(entry: object, where: str) -> tuple[str, str, str]:

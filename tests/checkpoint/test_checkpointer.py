@@ -1,0 +1,185 @@
+"""What a checkpoint carries beside the weights, and where a run is resumed from."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import resource
+import pytest
+import torch
+from torch import nn
+
+from alrp.checkpoint import CheckedCheckpointer, last_checkpoint
+from alrp.checkpoint.training_state import resumable_state
+from alrp.errors import UserError
+from alrp.losses import SelfBalance
+
+
+class Detector(nn.Module):
+    """A head and its self-balance."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(2, 2)
+        self.balance = SelfBalance(period=10)
+
+
+def save(folder, **options):
+    CheckedCheckpointer(Detector(), str(folder), **options).save("model_final", iteration=4)
+    return str(folder / "model_final.pth")
+
+
+def test_class_names_travel_with_the_weights(tmp_path):
+    path = save(tmp_path, class_names=("cat", "dog"))
+    extra = CheckedCheckpointer(Detector(), class_names=["cat", "dog"]).load(path)
+    assert extra["class_names"] == ["cat", "dog"] and extra["iteration"] == 4
+
+
+@pytest.mark.parametrize("names", [["dog", "cat"], ["cat", "bird"]])
+def test_weights_of_other_classes_are_not_evaluated(tmp_path, names):
+    path = save(tmp_path, class_names=["cat", "dog"])
+    with pytest.raises(UserError, match=f"trained on the classes cat, dog, .*{', '.join(names)}"):
+        CheckedCheckpointer(Detector(), class_names=names).load(path)
+
+
+def test_weights_of_classes_in_another_order_start_a_training_with_a_warning(tmp_path, caplog):
+    path = save(tmp_path, class_names=["cat", "dog"])
+    CheckedCheckpointer(Detector(), class_names=["bird", "cow"], complete=False).load(path)
+    assert "classes" not in caplog.text
+    CheckedCheckpointer(Detector(), class_names=["dog", "cat"], complete=False).load(path)
+    assert "starts with its classes exchanged" in caplog.text
+
+
+@pytest.mark.parametrize("saved, present", [(None, ["cat", "dog"]), (["cat", "dog"], None)])
+def test_names_that_are_not_known_are_not_compared(tmp_path, saved, present):
+    CheckedCheckpointer(Detector(), class_names=present).load(save(tmp_path, class_names=saved))
+
+
+@pytest.mark.parametrize(
+    "name, value", [("weight", -5.0), ("weight", float("inf")), ("count", -1000)]
+)
+def test_an_impossible_self_balance_is_one_mistake(tmp_path, name, value):
+    path = save(tmp_path)
+    content = torch.load(path, weights_only=True)
+    content["model"][f"balance.{name}"].fill_(value)
+    torch.save(content, path)
+    with pytest.raises(UserError, match=f"balance.{name}"):
+        CheckedCheckpointer(Detector()).load(path)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_older_one(tmp_path):
+    path = save(tmp_path)
+    model = nn.Linear(1000, 1000)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, limit[1]))
+    try:
+        with pytest.raises(UserError, match="model_final.pth cannot be written: File too large"):
+            CheckedCheckpointer(model, str(tmp_path)).save("model_final")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    CheckedCheckpointer(Detector()).load(path)
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_final.pth"]
+
+
+def test_a_folder_without_checkpoints_has_none(tmp_path):
+    assert last_checkpoint(str(tmp_path)) is None
+    assert last_checkpoint(str(tmp_path / "nowhere")) is None
+
+
+def test_without_its_tag_a_run_goes_on_from_the_latest_checkpoint(tmp_path, caplog):
+    for name in ("model_0000009.pth", "model_0000019.pth", "model_best.pth"):
+        (tmp_path / name).touch()
+    assert last_checkpoint(str(tmp_path)) == str(tmp_path / "model_0000019.pth")
+    checkpointer = CheckedCheckpointer(Detector(), str(tmp_path))
+    assert checkpointer.has_checkpoint()
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000019.pth")
+    assert caplog.text.count("last_checkpoint is missing: going on from the latest") == 1
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"model_0000019.pth", "names the checkpoint 'model_0000019.pth', which is no file"),
+        (b"", "names the checkpoint '', which is no file"),
+        (b"\xff\xfe", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_tag_that_leads_nowhere_is_one_mistake(tmp_path, content, said):
+    tag = tmp_path / "last_checkpoint"
+    tag.mkdir() if content is None else tag.write_bytes(content)
+    (tmp_path / "model_0000009.pth").touch()
+    with pytest.raises(UserError, match=f"{said}.*to go on from the latest one, model_0000009"):
+        last_checkpoint(str(tmp_path))
+
+
+def trainer_state(optimizer_class=torch.optim.SGD, groups=1, scaler=None, **settings):
+    """State of a simple trainer after a step at 1/10 of its rate."""
+    parameters = [nn.Parameter(torch.ones(2)) for _ in range(4)]
+    size = len(parameters) // groups
+    split = [{"params": parameters[i * size : (i + 1) * size]} for i in range(groups)]
+    optimizer = optimizer_class(split, **{"lr": 0.1, **settings})
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+        group["lr"] *= 0.1
+    sum(p.sum() for p in parameters).backward()
+    optimizer.step()
+    state = {"iteration": 4, "optimizer": optimizer.state_dict()}
+    state["hooks"] = {"LRScheduler": {"base_lrs": [settings.get("lr", 0.1)] * groups}}
+    return state if scaler is None else {**state, "grad_scaler": scaler}
+
+
+def test_the_same_settings_change_nothing(caplog):
+    saved = trainer_state(momentum=0.9)
+    before = copy.deepcopy(saved)
+    state = resumable_state(saved, trainer_state(momentum=0.9), "a.pth")
+    assert str(state) == str(before) == str(saved) and caplog.text == ""
+
+
+def test_rates_and_settings_follow_the_config_with_one_warning(caplog):
+    saved = trainer_state(momentum=0.9, weight_decay=0.1)
+    state = resumable_state(saved, trainer_state(lr=0.02, momentum=0.8, weight_decay=0.1), "a.pth")
+    (group,) = state["optimizer"]["param_groups"]
+    assert (group["initial_lr"], group["momentum"]) == (0.02, 0.8)
+    assert group["lr"] == pytest.approx(0.002) and state["iteration"] == 4
+    assert state["hooks"]["LRScheduler"]["base_lrs"] == [0.02]
+    assert state["optimizer"]["state"] == saved["optimizer"]["state"]
+    (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert "lr 0.02 instead of 0.1" in record.message
+    assert "momentum 0.8 instead of 0.9" in record.message and "weight_decay" not in record.message
+
+
+@pytest.mark.parametrize("current", [{"optimizer_class": torch.optim.AdamW}, {"groups": 2}])
+def test_another_optimizer_is_refused_with_the_way_out(current):
+    current = trainer_state(**current)
+    with pytest.raises(UserError, match="another optimizer or other .*set MODEL.WEIGHTS .* a.pth"):
+        resumable_state(trainer_state(momentum=0.9), current, "a.pth")
+
+
+@pytest.mark.parametrize("saved", [None, {}, {"iteration": 3}, [], {"_trainer": {}}])
+def test_weights_alone_are_not_resumed(saved):
+    with pytest.raises(UserError, match="a.pth holds no state of a training"):
+        resumable_state(saved, trainer_state(), "a.pth")
+
+
+def test_mixed_precision_may_begin_and_end_with_a_resumed_run(caplog):
+    scale = {"scale": 65536.0}
+    begun = resumable_state(trainer_state(), trainer_state(scaler=scale), "a.pth")
+    assert begun["grad_scaler"] == scale and "begins with the resumed run" in caplog.text
+    resumable_state(trainer_state(scaler=scale), trainer_state(), "a.pth")
+    assert "now is not" in caplog.text
+    kept = resumable_state(trainer_state(scaler={"scale": 2.0}), trainer_state(scaler=scale), "a")
+    assert kept["grad_scaler"] == {"scale": 2.0}
+    assert resumable_state(trainer_state(), trainer_state(scaler={}), "a")["grad_scaler"] == {}
+
+
+def test_the_state_of_a_default_trainer_is_nested():
+    saved, current = trainer_state(), trainer_state(lr=0.02)
+    hooks = saved.pop("hooks")
+    outer = {"iteration": 4, "hooks": hooks, "_trainer": saved}
+    state = resumable_state(outer, {"iteration": 0, "_trainer": current}, "a.pth")
+    assert state["_trainer"]["optimizer"]["param_groups"][0]["initial_lr"] == 0.02
+    assert state["hooks"]["LRScheduler"]["base_lrs"] == [0.02]
+    with pytest.raises(UserError, match="no state of a training by this command"):
+        resumable_state(saved, {"iteration": 0, "_trainer": current}, "a.pth")
