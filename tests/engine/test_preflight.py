@@ -570,12 +570,10 @@ def _spoil(dataset: Dataset, **fields) -> None:
     dataset.write()
 
 
-@pytest.mark.parametrize("value", [None, "12", float("nan"), -1, True, [1]], ids=str)
+@pytest.mark.parametrize("value", [None, "12", float("nan"), -1, [1]], ids=str)
 @pytest.mark.parametrize("field", ["area", "iscrowd"])
 @pytest.mark.parametrize("for_training", [True, False])
 def test_an_optional_field_of_the_wrong_kind_is_found(cfg, val, field, value, for_training):
-    if (field, value) == ("iscrowd", True):
-        pytest.skip("true is 1")
     val.content["annotations"][2][field] = value
     val.write()
     _assert_one(cfg, "error", VAL, f"{{{field!r}: ", field, for_training=for_training)

@@ -145,12 +145,11 @@ def _check_list(where: str, content: dict, key: str, fields: list[_Field]) -> li
     findings = []
     for field in fields:
         # An optional field may be left out, but null is no number.
+        name, is_sound, needed = field.name, field.is_sound, field.needed
         bad = [
             i
             for i, record in enumerate(records)
-            if not (
-                field.is_sound(record[field.name]) if field.name in record else not field.needed
-            )
+            if not (is_sound(record[name]) if name in record else not needed)
         ]
         if bad:
             what = f"expected {field.wanted} as {field.name!r} of each of the {key}, but "

@@ -9,14 +9,13 @@ import numpy as np
 # The largest area that COCO's evaluation counts, in square pixels.
 MAX_AREA = 1e10
 
-_PLAIN = (int, float)
 _LARGEST_ID = 2**63 - 1
 _LARGEST_INT = 2**1000  # fits a float64; larger ones are no coordinates
 
 
 def is_number(value: object) -> bool:
     """A number, NaN and infinities included; ``true`` and ``false`` are none."""
-    if type(value) is float:
+    if type(value) is float:  # nearly always, and this runs for every number of a file
         return True
     if type(value) is not int and (not isinstance(value, numbers.Real) or isinstance(value, bool)):
         return False
@@ -30,6 +29,8 @@ def is_finite(value: object) -> bool:
 
 def is_whole(value: object) -> bool:
     """An integer, which may be written as 1.0, of at most 64 bits."""
+    if type(value) is int:
+        return -_LARGEST_ID <= value <= _LARGEST_ID
     return is_finite(value) and value == int(value) and abs(value) <= _LARGEST_ID
 
 
