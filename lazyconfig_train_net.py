@@ -22,6 +22,7 @@ from alrp.engine import CheckedCheckpointer, argument_parser, dry_run, run_comma
 from alrp.engine.lazy import (
     as_cfg_node,
     build_lazy_parts,
+    check_and_convert,
     evaluate_lazy,
     setup_lazy_config,
     train_lazy,
@@ -50,10 +51,6 @@ def main(args):
         train_lazy(cfg, resume=args.resume)
 
 
-def setup(args):
-    """What is checked before the start."""
-    return as_cfg_node(setup_lazy_config(args))
-
-
 if __name__ == "__main__":
-    sys.exit(run_command(main, argument_parser().parse_args(), setup=setup))
+    args = argument_parser().parse_args()
+    sys.exit(run_command(main, args, setup=check_and_convert, is_complete=False))

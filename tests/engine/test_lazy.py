@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from alrp.engine import argument_parser, run_command
+from alrp.engine.lazy import check_and_convert
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "COCO-Detection" / "alrp_retinanet_R_50_FPN_ATSS_100e.py")
@@ -48,7 +49,9 @@ def run(lazyconfig_train_net, shapes, tmp_path):
     def command(*options, more=()):
         arguments = ["--config-file", CONFIG, *options, *overrides, *more]
         args = argument_parser().parse_args(arguments)
-        return run_command(lazyconfig_train_net.main, args, setup=lazyconfig_train_net.setup)
+        return run_command(
+            lazyconfig_train_net.main, args, setup=check_and_convert, is_complete=False
+        )
 
     return command
 
@@ -111,5 +114,7 @@ def test_divergence_in_the_last_iteration_is_not_hidden_by_an_evaluation(run, ca
 def test_a_yaml_file_is_sent_to_the_other_command(lazyconfig_train_net, capsys):
     config = str(ROOT / "configs" / "Base-ALRP-RetinaNet.yaml")
     args = argument_parser().parse_args(["--config-file", config])
-    status = run_command(lazyconfig_train_net.main, args, setup=lazyconfig_train_net.setup)
+    status = run_command(
+        lazyconfig_train_net.main, args, setup=check_and_convert, is_complete=False
+    )
     assert status == 1 and "train_net.py takes YAML" in capsys.readouterr().err

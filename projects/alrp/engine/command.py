@@ -53,7 +53,13 @@ def setup_config(args) -> CfgNode:
     return cfg
 
 
-def run_command(main, args, setup: Callable[[argparse.Namespace], CfgNode] = setup_config) -> int:
+def run_command(
+    main,
+    args,
+    setup: Callable[[argparse.Namespace], CfgNode] = setup_config,
+    *,
+    is_complete: bool = True,
+) -> int:
     """Check the config, launch ``main(args)`` in every process, and report errors of the user.
 
     Args:
@@ -61,6 +67,8 @@ def run_command(main, args, setup: Callable[[argparse.Namespace], CfgNode] = set
             there are several.
         args: of :func:`argument_parser` or Detectron2's ``default_argument_parser``.
         setup: function of ``args`` that gives the config to check.
+        is_complete: whether all that the run is built from is in that config; otherwise only
+            device, datasets, batch and rates are checked, and ``setup`` checks the rest.
 
     Returns:
         int: 0; 1 after a message on standard error; 130 after Ctrl-C and 143 after SIGTERM.
@@ -68,7 +76,7 @@ def run_command(main, args, setup: Callable[[argparse.Namespace], CfgNode] = set
     cfg = None
     try:
         cfg = setup(args)
-        _check(cfg, args)
+        _check(cfg, args, is_complete)
         launch(main, args)
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, Terminated)
@@ -96,17 +104,34 @@ def _resume_hint(cfg: CfgNode | None, args) -> str:
     )
 
 
-def _check(cfg: CfgNode, args) -> None:
+def _check(cfg: CfgNode, args, is_complete: bool) -> None:
     """Everything that can be checked before a process or an output folder is made."""
     _check_processes(cfg, args)
-    findings = preflight.check(
-        cfg,
-        for_training=not args.eval_only,
-        world_size=max(args.num_gpus, 1) * args.num_machines,
-    )
+    options = {
+        "for_training": not args.eval_only,
+        "world_size": max(args.num_gpus, 1) * args.num_machines,
+    }
+    if is_complete:
+        options["without_overrides"] = _without_overrides(args)
+    check = preflight.check if is_complete else preflight.check_surroundings
+    findings = check(cfg, **options)
     preflight.report(findings)
     _check_output_dir(cfg.OUTPUT_DIR)
+    _check_weights(cfg, args)
+    if args.machine_rank == 0 and not getattr(args, "dry_run", False):
+        preflight.write_log(findings, cfg.OUTPUT_DIR)
 
+
+def _without_overrides(args) -> CfgNode | None:
+    """The config of the file alone; None if a part of it comes from elsewhere."""
+    try:
+        return load_config(args.config_file)
+    except UserError:
+        return None
+
+
+def _check_weights(cfg: CfgNode, args) -> None:
+    """The checkpoint to start from, or to evaluate, is there."""
     weights = cfg.MODEL.WEIGHTS
     if args.resume and last_checkpoint(cfg.OUTPUT_DIR):
         return  # MODEL.WEIGHTS is not read
@@ -127,12 +152,14 @@ def _check(cfg: CfgNode, args) -> None:
 
 def _check_output_dir(output_dir: str) -> None:
     """``OUTPUT_DIR`` can be made or written to; nothing is made here."""
+    if not output_dir:
+        raise UserError('OUTPUT_DIR: expected a folder, but got ""; set OUTPUT_DIR to one.')
     present = os.path.abspath(output_dir)
     while not os.path.exists(present):
         present = os.path.dirname(present)
     if not os.path.isdir(present) or not os.access(present, os.W_OK):
         raise UserError(
-            f"OUTPUT_DIR {output_dir!r} cannot be written: {present} is no folder that you may "
+            f"OUTPUT_DIR: {output_dir!r} cannot be written: {present} is no folder that you may "
             "write to; set OUTPUT_DIR to another one."
         )
 

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from ..checkpoint import CheckedCheckpointer
-from .preflight import PUBLISHED_BATCH, published_learning_rate
+from .checks import PUBLISHED_BATCH, published_learning_rate
 from .trainer import TrainingParts, distribute, epoch_length
 
 

@@ -29,6 +29,8 @@ from ..data.datasets.coco_format import class_names, expand_path, register_coco_
 from ..errors import UserError
 from ..losses import SelfBalance
 from ..modeling import ALRPHeadLosses, APHeadLosses, FocalHeadLosses, RSHeadLosses
+from .checks import check_lazy_config
+from .preflight import report
 from .resuming import ContinuedMetrics, SeededIterations
 from .trainer import (
     ResultsOnlyAfterSuccess,
@@ -88,6 +90,21 @@ def setup_lazy_config(args) -> DictConfig:
     return cfg
 
 
+def check_and_convert(args) -> CfgNode:
+    """The keys of a command's config that the further checks read; what is built is checked here.
+
+    Args:
+        args: as for :func:`setup_lazy_config`.
+
+    Raises:
+        UserError: if the file, an override or a value does not fit.
+    """
+    cfg = setup_lazy_config(args)
+    node, file = as_cfg_node(cfg), LazyConfig.load(args.config_file)
+    report(check_lazy_config(cfg, node, file, for_training=not args.eval_only))
+    return node
+
+
 def as_cfg_node(cfg: DictConfig) -> CfgNode:
     """The keys that the checks and the dry run read, from their places in a LazyConfig."""
     node = get_cfg()
@@ -113,11 +130,12 @@ def as_cfg_node(cfg: DictConfig) -> CfgNode:
     )
     node.SOLVER.IMS_PER_BATCH = loader.train.total_batch_size
     node.SOLVER.OPTIMIZER = _target_name(cfg.optimizer)
-    node.SOLVER.BASE_LR = float(cfg.optimizer.lr)
+    node.SOLVER.BASE_LR = cfg.optimizer.lr
     node.SOLVER.AMP.ENABLED = train.amp.enabled
     # The milestones of a multiplier are relative, so that none can lie beyond the end.
     node.SOLVER.MAX_ITER, node.SOLVER.STEPS = train.max_iter, ()
     node.OUTPUT_DIR = train.output_dir
+    node.SEED = train.get("seed", -1)
     node.freeze()
     return node
 

@@ -1,0 +1,114 @@
+"""Checks of the datasets of a run: names, files, classes, and what there is to learn."""
+
+from __future__ import annotations
+
+import difflib
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from ...architectures import head_node
+from ...coco import Finding
+from ...data.datasets.coco_check import CocoSummary
+from ...data.datasets.coco_format import coco_format_names
+from ...data.datasets.dataset_check import check_dataset
+
+
+def check_datasets(cfg: CfgNode, *, for_training: bool) -> list[Finding]:
+    """Look for mistakes in the datasets of a config and in their files.
+
+    Args:
+        cfg: full config; ``register_coco_format(cfg)`` must have been called.
+        for_training: whether DATASETS.TRAIN is checked as well as DATASETS.TEST.
+    """
+    findings = _check_names(cfg, for_training)
+    train_names = set(cfg.DATASETS.TRAIN) if for_training else set()
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST] if for_training else list(cfg.DATASETS.TEST)
+    summaries = {
+        name: check_dataset(name, cfg, name in train_names)
+        for name in dict.fromkeys(names)
+        if name in DatasetCatalog
+    }
+    for summary in summaries.values():
+        findings += summary.findings
+    findings += _check_classes(cfg, {name: s.class_names for name, s in summaries.items()})
+    if for_training:
+        findings += _check_labelled(cfg, [s for n, s in summaries.items() if n in train_names])
+    return findings
+
+
+def _check_names(cfg: CfgNode, for_training: bool) -> list[Finding]:
+    """The datasets of the run are named and registered."""
+    keys = ["TRAIN", "TEST"] if for_training else ["TEST"]
+    findings = []
+    if not cfg.DATASETS[keys[0]]:
+        what = f"expected at least one dataset to {'train on' if for_training else 'evaluate on'}"
+        fix = f"""name one, for example DATASETS.{keys[0]} "('my_dataset',)\""""
+        findings.append(Finding("error", f"DATASETS.{keys[0]}", what + ", but got none", fix))
+    own = coco_format_names(cfg)
+    for key in keys:
+        for name in cfg.DATASETS[key]:
+            if name in DatasetCatalog:
+                continue
+            close = difflib.get_close_matches(name, list(DatasetCatalog.keys()))
+            what = f"no dataset {name!r} is registered; DATASETS.COCO_FORMAT has {own or 'none'}"
+            fix = f"write {' or '.join(map(repr, close))} if meant, or " if close else ""
+            fix += f"add ['{name}', 'annotations.json', 'image_folder'] to DATASETS.COCO_FORMAT"
+            findings.append(Finding("error", f"DATASETS.{key}", what, fix))
+    return findings
+
+
+def _class_count(cfg: CfgNode) -> tuple[str, int] | None:
+    """Config key of the number of classes and its value; None for an unknown architecture."""
+    node = head_node(cfg)
+    if node is None or "NUM_CLASSES" not in cfg.MODEL[node]:
+        return None
+    return f"MODEL.{node}.NUM_CLASSES", cfg.MODEL[node].NUM_CLASSES
+
+
+def _check_classes(cfg: CfgNode, class_names: dict) -> list[Finding]:
+    """All datasets have the same classes in the same order, as many as the model."""
+    findings = []
+    known = {name: classes for name, classes in class_names.items() if classes is not None}
+    if not known:
+        return []
+    first, expected = next(iter(known.items()))
+    count = _class_count(cfg)
+    if count and count[1] != len(expected):
+        what = f"the model has {count[1]} classes, but dataset {first!r} has {len(expected)} "
+        what += f"({_shortened(expected)})"
+        findings.append(Finding("error", count[0], what, f"set {count[0]} {len(expected)}"))
+    for name, classes in known.items():
+        if classes != expected:
+            what = (
+                f"expected the categories of dataset {first!r} by ascending id "
+                f"({_shortened(expected)}), but got {_shortened(classes)}"
+            )
+            fix = "give both annotation files the same 'categories', with the same ids"
+            findings.append(Finding("error", f"dataset {name!r}", what, fix))
+    return findings
+
+
+def _shortened(names: tuple[str, ...]) -> str:
+    return (
+        ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:8])}, ... {len(names)} in all"
+    )
+
+
+def _check_labelled(cfg: CfgNode, summaries: list[CocoSummary]) -> list[Finding]:
+    """The training datasets together hold something to learn."""
+    if not summaries or any(summary.class_names is None for summary in summaries):
+        return []  # unreadable, and reported so, or not in COCO's format
+    num_images = sum(summary.num_images for summary in summaries)
+    num_labelled = sum(summary.num_labelled for summary in summaries)
+    filters = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    if num_labelled == 0:
+        what = f"none of the {num_images} images has an annotation that is not a crowd"
+        what = f"no usable image: {what}" if filters else f"no positives: {what}"
+        fix = "name annotation files with boxes; 'iscrowd' must be 0 for ordinary objects"
+        return [Finding("error", "DATASETS.TRAIN", what, fix)]
+    if filters and num_labelled < num_images:
+        what = f"{num_images - num_labelled} of {num_images} images have no boxes and are left out"
+        fix = "set DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train on them too"
+        return [Finding("warning", "DATASETS.TRAIN", what, fix)]
+    return []

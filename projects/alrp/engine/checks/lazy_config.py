@@ -1,0 +1,111 @@
+"""Checks of a LazyConfig, with a trial of what is built from it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from functools import partial
+from typing import Any, Iterator
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from detectron2.config import CfgNode, instantiate
+
+from ...coco import Finding
+from .ranges import unusable_values
+from .trial import Failure, blamed, finding, first_failure, map_picture, pass_image, stand_in
+
+# Key of the YAML configs -> the same of a LazyConfig.
+_NAMES = {
+    "SEED": "train.seed",
+    "SOLVER.BASE_LR": "optimizer.lr",
+    "SOLVER.IMS_PER_BATCH": "dataloader.train.total_batch_size",
+    "SOLVER.MAX_ITER": "train.max_iter",
+}
+
+
+def check_lazy_config(
+    cfg: DictConfig, node: CfgNode, file: DictConfig, *, for_training: bool
+) -> list[Finding]:
+    """Look for values with which a run cannot work.
+
+    Args:
+        cfg: full LazyConfig; it stays as it is.
+        node: the same as far as ``as_cfg_node`` knows it.
+        file: without the overrides of the command line, to tell which one is to blame.
+        for_training: whether the run trains, or only evaluates.
+
+    Returns:
+        list[Finding]: empty if all is well.
+    """
+    findings = [
+        Finding("error", _NAMES[key], error.what, f"correct {_NAMES[key]}")
+        for key, error in unusable_values(node).items()
+        if key in _NAMES and (for_training or key == "SEED")
+    ]
+    reported = {error.where for error in findings}
+    for key, value in _leaves(cfg):
+        if isinstance(value, float) and not math.isfinite(value) and key not in reported:
+            what = f"expected a number, not NaN or infinity, but got {value}"
+            findings.append(Finding("error", key, what, f"correct {key}"))
+    if findings:
+        return findings
+    failure = _try(cfg, for_training)
+    return [_explain(cfg, file, failure, for_training)] if failure else []
+
+
+def _try(cfg: DictConfig, for_training: bool) -> Failure | None:
+    """As ``try_config``."""
+    cfg, parts = copy.deepcopy(cfg), {}
+    steps = [
+        ("building the model", partial(_build_model, cfg, parts)),
+        ("preparing an image for the test", partial(_map, cfg.dataloader.test, parts)),
+        ("passing an image through the model", lambda: pass_image(parts["model"], parts["image"])),
+    ]
+    if for_training:
+        steps += [
+            ("preparing an image for the training", partial(_map, cfg.dataloader.train, parts)),
+            ("building the optimizer", partial(_build_optimizer, cfg)),
+            ("building the learning rate schedule", lambda: instantiate(cfg.lr_multiplier)),
+        ]
+    return first_failure(steps)
+
+
+def _build_model(cfg: DictConfig, parts: dict) -> None:
+    with torch.device("meta"):
+        parts["model"] = instantiate(cfg.model)
+
+
+def _map(loader: DictConfig, parts: dict) -> None:
+    parts["image"] = map_picture(instantiate(loader.mapper))
+
+
+def _build_optimizer(cfg: DictConfig) -> None:
+    cfg.optimizer.params.model = stand_in()
+    instantiate(cfg.optimizer)
+
+
+def _explain(cfg: DictConfig, file: DictConfig, failure: Failure, for_training: bool) -> Finding:
+    """The error of a failed trial, with the overrides that are to blame."""
+    in_file = dict(_leaves(file))
+    candidates = {k: v for k, v in _leaves(cfg) if k in in_file and v != in_file[k]}
+
+    def fails_without(key: str) -> Failure | None:
+        other = copy.deepcopy(cfg)
+        OmegaConf.update(other, key, in_file[key])
+        return _try(other, for_training)
+
+    keys = blamed(failure, candidates, fails_without)
+    return finding(failure, {k: candidates[k] for k in keys}, {k: in_file[k] for k in keys})
+
+
+def _leaves(cfg: DictConfig | ListConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key with its value; those that refer to others are left out."""
+    keys = range(len(cfg)) if isinstance(cfg, ListConfig) else cfg.keys()
+    for key in keys:
+        if OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key):
+            continue
+        if isinstance(cfg[key], (DictConfig, ListConfig)):
+            yield from _leaves(cfg[key], f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", cfg[key]

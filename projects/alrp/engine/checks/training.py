@@ -1,0 +1,107 @@
+"""Checks of batch, schedule, learning rate and device."""
+
+from __future__ import annotations
+
+import torch
+
+from detectron2.config import CfgNode
+
+from ...coco import Finding
+
+# Published learning rates at a total batch of 32 images: by architecture, for a GeneralizedRCNN by
+# MODEL.ROI_HEADS.NAME; and by MODEL.ALRP.LOSS_TYPE, or "ce" for cross entropy.
+PUBLISHED_BATCH = 32
+_PUBLISHED_LR = {
+    ("ALRPRetinaNet", "alrp"): 0.008,
+    ("ALRPRetinaNet", "ap"): 0.002,
+    ("ALRPRetinaNet", "rs"): 0.016,
+    ("FoveaBox", "alrp"): 0.008,
+    ("FoveaBox", "ap"): 0.002,
+    ("FoveaBox", "focal"): 0.02,
+    ("ALRPROIHeads", "alrp"): 0.012,
+    ("ALRPROIHeads", "rs"): 0.024,
+    ("StandardROIHeads", "ce"): 0.04,
+}
+_LR_TOLERANCE = 4.0
+
+
+def check_training(cfg: CfgNode, world_size: int) -> list[Finding]:
+    """Look for mistakes in what only a training reads.
+
+    Args:
+        cfg: full config.
+        world_size: total number of processes, one per GPU.
+    """
+    return _check_solver(cfg, world_size) + _check_learning_rate(cfg)
+
+
+def published_learning_rate(cfg: CfgNode) -> float | None:
+    """Learning rate published for a model at ``PUBLISHED_BATCH`` images; None if there is none."""
+    name, loss = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ALRP.LOSS_TYPE
+    if name == "GeneralizedRCNN":
+        name = cfg.MODEL.ROI_HEADS.NAME
+        loss = "ce" if name == "StandardROIHeads" else loss
+    return _PUBLISHED_LR.get((name, loss)) if cfg.SOLVER.OPTIMIZER == "SGD" else None
+
+
+def _check_solver(cfg: CfgNode, world_size: int) -> list[Finding]:
+    """Batch and processes fit together; learning rate steps lie within the schedule."""
+    findings = []
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    # With a reference, Detectron2's trainer scales the batch to the number of processes.
+    processes = cfg.SOLVER.REFERENCE_WORLD_SIZE or world_size
+    if batch % processes:
+        below, above = batch // processes * processes, (batch // processes + 1) * processes
+        what = f"expected a positive multiple of the {processes} process(es), but got {batch}"
+        fix = f"set SOLVER.IMS_PER_BATCH {above if below < 1 else f'{below} or {above}'}"
+        fix += ", or use another number of GPUs"
+        findings.append(Finding("error", "SOLVER.IMS_PER_BATCH", what, fix))
+    late = [step for step in cfg.SOLVER.STEPS if step >= cfg.SOLVER.MAX_ITER]
+    if late and cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+        what = f"the learning rate steps {late} lie at or beyond the end, iteration "
+        what += f"{cfg.SOLVER.MAX_ITER} (SOLVER.MAX_ITER), and never happen"
+        fix = 'scale the steps with SOLVER.MAX_ITER, or set SOLVER.STEPS "()"'
+        findings.append(Finding("warning", "SOLVER.STEPS", what, fix))
+    return findings
+
+
+def _check_learning_rate(cfg: CfgNode) -> list[Finding]:
+    """The learning rate is not far from the published one for this batch."""
+    batch, lr = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR
+    published = published_learning_rate(cfg)
+    if published is None:
+        return []
+    expected = published * batch / PUBLISHED_BATCH
+    if expected / _LR_TOLERANCE <= lr <= expected * _LR_TOLERANCE:
+        return []
+    what = (
+        f"{lr:g} is far from {expected:g}, the published {published:g} for {PUBLISHED_BATCH} "
+        f"images scaled to SOLVER.IMS_PER_BATCH {batch}"
+    )
+    return [Finding("warning", "SOLVER.BASE_LR", what, f"try SOLVER.BASE_LR {expected:g}")]
+
+
+def check_device(cfg: CfgNode, *, for_training: bool) -> list[Finding]:
+    """The device is there, and mixed precision is not asked for on the CPU."""
+    name = cfg.MODEL.DEVICE
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type == "meta":
+        what = f"expected cpu, cuda or cuda:N, but got {name!r}"
+        return [Finding("error", "MODEL.DEVICE", what, "set MODEL.DEVICE cpu or cuda")]
+    findings, count = [], torch.cuda.device_count()
+    if device.type == "cuda" and not torch.cuda.is_available():
+        what = f"{name!r} was asked for, but PyTorch finds no GPU on this machine"
+        fix = "set MODEL.DEVICE cpu, or install a PyTorch build and driver that see the GPU"
+        findings.append(Finding("error", "MODEL.DEVICE", what, fix))
+    elif device.type == "cuda" and (device.index or 0) >= count:
+        what = f"{name!r} was asked for, but this machine has {count} GPU(s), from cuda:0 on"
+        findings.append(Finding("error", "MODEL.DEVICE", what, "set MODEL.DEVICE cuda"))
+    if for_training and cfg.SOLVER.AMP.ENABLED and device.type == "cpu":
+        what = "automatic mixed precision needs a GPU, but MODEL.DEVICE is cpu"
+        findings.append(
+            Finding("error", "SOLVER.AMP.ENABLED", what, "set SOLVER.AMP.ENABLED False")
+        )
+    return findings

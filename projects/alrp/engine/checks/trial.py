@@ -1,0 +1,311 @@
+"""Builds what a run is made of, without memory for its weights, to see whether it can be built."""
+
+from __future__ import annotations
+
+import logging
+import numpy as np
+import os
+import random
+import re
+import tempfile
+import warnings
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Callable, Iterable, Iterator, NamedTuple
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_train_loader
+from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.solver import build_lr_scheduler
+from detectron2.structures import BoxMode
+
+from ...coco import Finding
+from ...data.dataset_mapper import build_mapper
+from ...errors import UserError
+from ..trainer import Trainer
+from .keys import (
+    Reads,
+    RecordingNode,
+    default_config,
+    has_key,
+    value_of,
+    with_value,
+)
+
+_MOST_SUSPECTS = 3
+_SIDE = 64  # pixels of the image that the trial reads
+_LARGEST_SIDE = 256  # pixels that it is enlarged to
+
+
+class Failure(NamedTuple):
+    """What ended a trial.
+
+    Attributes:
+        name: of the step, such as "building the model".
+        step: its number.
+        error: what was raised.
+    """
+
+    name: str
+    step: int
+    error: Exception
+
+
+class Trial(NamedTuple):
+    """What building from a config showed.
+
+    Attributes:
+        failure: None if all went well.
+        reads: dotted keys that were read, in order.
+    """
+
+    failure: Failure | None
+    reads: Reads
+
+
+Parts = dict  # what a trial has built so far, by name
+Step = tuple[str, Callable[[CfgNode, Parts], None]]
+
+
+def try_config(cfg: CfgNode, *, for_training: bool) -> Trial:
+    """Build model, mappers and, for training, optimizer, schedule and loader of a config.
+
+    The model is on PyTorch's meta device. One small picture is mapped and passed through backbone
+    and dense head. No dataset is read, nothing stays on disk, and the random generators are left
+    as they were.
+
+    Args:
+        cfg: full config.
+        for_training: whether the run trains, or only evaluates.
+
+    Returns:
+        Trial: which keys were read, and what failed.
+    """
+    node, parts = RecordingNode(_with_small_images(cfg)), {}
+    steps = _EVALUATION + (_TRAINING if for_training else ())
+    failure = first_failure([(name, partial(step, node, parts)) for name, step in steps])
+    return Trial(failure, node._reads)
+
+
+def first_failure(steps: Iterable[tuple[str, Callable[[], None]]]) -> Failure | None:
+    """Take steps until one fails, without log records, and with the random generators as before."""
+    with undisturbed():
+        for number, (name, step) in enumerate(steps):
+            try:
+                step()
+            except Exception as error:  # whatever Detectron2 and PyTorch raise
+                return Failure(name, number, error)
+    return None
+
+
+def explain(
+    cfg: CfgNode, trial: Trial, *, for_training: bool, without_overrides: CfgNode | None = None
+) -> Finding:
+    """The error of a failed trial, with the key that is to blame.
+
+    A key is to blame if the trial gets further with its value in ``without_overrides``, or else
+    with its default.
+
+    Args:
+        cfg: the config.
+        trial: of it.
+        for_training: as for the trial.
+        without_overrides: the config as its file has it, without those of the command line.
+    """
+    failure, defaults = trial.failure, default_config()
+    if isinstance(failure.error, UserError):  # it begins with the key
+        key = str(failure.error).split()[0].rstrip(":")
+        if has_key(defaults, key):
+            return finding(failure, {key: value_of(cfg, key)}, {key: value_of(defaults, key)})
+    for base in filter(None, (without_overrides, defaults)):
+        candidates = {
+            key: value_of(cfg, key)
+            for key in reversed(trial.reads)
+            if has_key(base, key) and value_of(cfg, key) != value_of(base, key)
+            # Another architecture by default would leave the others without their parts.
+            and (base is not defaults or key != "MODEL.META_ARCHITECTURE")
+        }
+
+        def fails_without(key: str) -> Failure | None:
+            other = with_value(cfg, key, value_of(base, key))
+            return try_config(other, for_training=for_training).failure
+
+        keys = blamed(failure, candidates, fails_without)
+        if keys:
+            others = {key: value_of(base, key) for key in keys}
+            return finding(failure, {key: candidates[key] for key in keys}, others)
+    return finding(failure, {}, {})
+
+
+def blamed(
+    failure: Failure,
+    candidates: dict[str, Any],
+    fails_without: Callable[[str], Failure | None],
+) -> list[str]:
+    """Those of the candidates without whose value the run gets further.
+
+    Args:
+        failure: what is to be explained.
+        candidates: keys and their values, the likeliest first.
+        fails_without: what fails when a key has another value; None if nothing.
+
+    Returns:
+        list[str]: one key if its name or value stands in the message, otherwise up to three.
+    """
+    text, keys = str(failure.error), []
+    mentioned = [key for key, value in candidates.items() if _is_mentioned(key, value, text)]
+    for key in mentioned:
+        after = fails_without(key)
+        is_other = after and after.step >= failure.step and str(after.error) != text
+        if after is None or is_other:
+            return [key]
+    for key in candidates:
+        if key in mentioned:
+            continue
+        after = fails_without(key)
+        if after is None or after.step > failure.step:
+            keys.append(key)
+            if len(keys) == _MOST_SUSPECTS:
+                break
+    return keys
+
+
+def finding(failure: Failure, values: dict[str, Any], others: dict[str, Any]) -> Finding:
+    """The error that names keys, their values, what failed, and values that work."""
+    where = " or ".join(values) or "config"
+    text = " ".join(str(failure.error).split())
+    if isinstance(failure.error, UserError):
+        what = text.removeprefix(f"{where}: ").rstrip(".")
+    else:
+        what = f"{failure.name} failed"
+        what += f" with {', '.join(map(repr, values.values()))}" if values else ""
+        what += f": {type(failure.error).__name__}: {text}".rstrip(".: ")
+    fixes = [f"{key} {value!r} works" for key, value in others.items()]
+    return Finding("error", where, what, ", or ".join(fixes) or "correct the keys it is built from")
+
+
+def _is_mentioned(key: str, value: Any, text: str) -> bool:
+    """Whether the message holds the key, the last part of it, or its value or part of that."""
+    name = key.rpartition(".")[2]
+    if re.search(rf"\b{re.escape(name)}\b", text, re.IGNORECASE):
+        return True
+    elements = value if isinstance(value, (list, tuple)) else [value]
+    return any(
+        re.search(rf"(?<![\w.]){re.escape(str(x))}(?![\w.])", text)
+        for x in [value, *elements]
+        if str(x) and not isinstance(x, bool)
+    )
+
+
+def _with_small_images(cfg: CfgNode) -> CfgNode:
+    """Copy on the meta device that enlarges the picture of the trial to little memory."""
+    cfg = with_value(cfg, "MODEL.DEVICE", "meta")
+    for name in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST"):
+        cfg.INPUT[name] = _capped(cfg.INPUT[name])
+    cfg.INPUT.SQUARE_SIZE_TRAIN = _capped(cfg.INPUT.SQUARE_SIZE_TRAIN)
+    return cfg
+
+
+def _capped(side: Any) -> Any:
+    if isinstance(side, (list, tuple)):
+        return type(side)(map(_capped, side))
+    return min(side, _LARGEST_SIDE)
+
+
+def _build_model(cfg: CfgNode, parts: Parts) -> None:
+    with torch.device("meta"):
+        parts["model"] = build_model(cfg)
+
+
+def _map_test_image(cfg: CfgNode, parts: Parts) -> None:
+    parts["image"] = map_picture(build_mapper(cfg, is_train=False))
+
+
+def _pass_image(cfg: CfgNode, parts: Parts) -> None:
+    pass_image(parts["model"], parts["image"])
+
+
+def _map_training_image(cfg: CfgNode, parts: Parts) -> None:
+    parts["mapper"] = build_mapper(cfg, is_train=True)
+    map_picture(parts["mapper"])
+
+
+def _build_optimizer(cfg: CfgNode, parts: Parts) -> None:
+    parts["optimizer"] = Trainer.build_optimizer(cfg, stand_in())
+
+
+def _build_schedule(cfg: CfgNode, parts: Parts) -> None:
+    parts["schedule"] = build_lr_scheduler(cfg, parts["optimizer"])
+
+
+def _build_loader(cfg: CfgNode, parts: Parts) -> None:
+    build_detection_train_loader(cfg, mapper=parts["mapper"], dataset=[_record("")])
+
+
+_EVALUATION: tuple[Step, ...] = (
+    ("building the model", _build_model),
+    ("preparing an image for the test", _map_test_image),
+    ("passing an image through the model", _pass_image),
+)
+_TRAINING: tuple[Step, ...] = (
+    ("preparing an image for the training", _map_training_image),
+    ("building the optimizer", _build_optimizer),
+    ("building the learning rate schedule", _build_schedule),
+    ("building the data loader", _build_loader),
+)
+
+
+def stand_in() -> nn.Module:
+    """A model with each kind of parameter; optimizers may refuse those of the meta device."""
+    return nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+
+
+def pass_image(model: nn.Module, image: Tensor) -> None:
+    """Pass one image (C, H, W) through preprocessing, backbone and dense head of a meta model."""
+    if not hasattr(model, "preprocess_image"):
+        return
+    with torch.no_grad():
+        images = model.preprocess_image([{"image": image.to("meta")}])
+        features = model.backbone(images.tensor)
+        if isinstance(model, DenseDetector):
+            model.head([features[name] for name in model.head_in_features])
+
+
+def map_picture(mapper: Callable[[dict], dict]) -> Tensor:
+    """What a mapper makes of a small grey picture with one box: its image (C, H, W)."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "picture.png")
+        Image.new("RGB", (_SIDE, _SIDE), (128, 128, 128)).save(path)
+        return mapper(_record(path))["image"]
+
+
+def _record(path: str) -> dict:
+    """A dataset dict in Detectron2's format, of one picture with one box and its polygon."""
+    box = {"bbox": [8.0, 8.0, 40.0, 40.0], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    polygon = [8.0, 8.0, 40.0, 8.0, 40.0, 40.0, 8.0, 40.0]
+    size = {"height": _SIDE, "width": _SIDE}
+    annotation = {**box, "segmentation": [polygon], "iscrowd": 0}
+    return {"file_name": path, "image_id": 0, **size, "annotations": [annotation]}
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Without log records and warnings, and with the random generators as before at the end."""
+    disabled, numpy_state, python_state = (
+        logging.root.manager.disable,
+        np.random.get_state(),
+        random.getstate(),
+    )
+    logging.disable(logging.CRITICAL)
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
