@@ -9,7 +9,8 @@ focal loss. Ratios are to fvcore's sigmoid_focal_loss_jit, which Detectron2's Re
 memory is what PyTorch's allocators give one call beyond its inputs, the gradient included. Not
 among it are the tables of the compiled loops, less than 100 bytes per positive and 0.1 MiB.
 
-A second table says how many times as long aLRP takes with twice as many positives, or logits.
+A second table says how many times as long aLRP and RS Loss take with twice as many positives, or
+logits.
 """
 
 import argparse
@@ -30,13 +31,15 @@ from measuring import (
 )
 from torch import Tensor
 
-from alrp.losses import alrp_loss, ap_loss
+from alrp.losses import alrp_loss, ap_loss, rs_loss
 
 BASELINE = "focal (fvcore, jit)"
 # Pairs of a positive and an entry beyond which these take too much memory, or time.
-MAX_PAIRS = {"alrp as a matrix": 1e8, "alrp as a loop": 1e9}
+MAX_PAIRS = {"alrp as a matrix": 1e8, "alrp as a loop": 1e9, "rs as a matrix": 1e8}
 WARM_UP = 2  # calls after which TorchScript has specialised
-GROWTH_LINE = "{size:>10,} {positives:>6} {stage:7} {twice_positives:>10.2f} {twice_logits:>7.2f}"
+GROWTH_LINE = (
+    "{size:>10,} {positives:>6} {stage:7} {loss:5} {twice_positives:>10.2f} {twice_logits:>7.2f}"
+)
 # Mean and deviation of the logits of negatives and of positives.
 STAGES = {
     "start": (-4.6, 0.1, -4.6, 0.1),
@@ -46,12 +49,13 @@ STAGES = {
 
 
 class Case(NamedTuple):
-    """One problem: S logits, targets in both forms, P localisation errors."""
+    """One problem: S logits, targets in both forms, P localisation errors and IoUs."""
 
     logits: Tensor  # (S,)
     targets: Tensor  # (S,) int8
     float_targets: Tensor  # (S,)
     errors: Tensor  # (P,)
+    ious: Tensor  # (P,)
 
 
 def make_case(size: int, positives: int, stage: str, device="cpu", dtype=torch.float32) -> Case:
@@ -68,7 +72,8 @@ def make_case(size: int, positives: int, stage: str, device="cpu", dtype=torch.f
     targets = torch.zeros(size, dtype=torch.int8).index_fill_(0, places, 1)
     errors = 1.5 * torch.rand(positives, generator=generator)
     logits, errors = logits.to(device, dtype), errors.to(device, dtype)
-    return Case(logits, targets.to(device), targets.to(device, dtype), errors)
+    ious = torch.rand(positives, generator=generator).to(device, dtype)
+    return Case(logits, targets.to(device), targets.to(device, dtype), errors, ious)
 
 
 def differentiated(value: Callable[[Tensor, Case], Tensor]) -> Callable:
@@ -87,6 +92,12 @@ def alrp(logits: Tensor, case: Case) -> Tensor:
     """Value of alrp_loss."""
     output = alrp_loss(logits, case.targets, case.errors)
     return output.cls + output.loc
+
+
+def rs(logits: Tensor, case: Case) -> Tensor:
+    """Value of rs_loss, with the delta of the others."""
+    output = rs_loss(logits, case.targets, case.ious, delta=1.0)
+    return output.ranking + output.sorting
 
 
 def deterministic(loss: Callable) -> Callable:
@@ -136,6 +147,23 @@ def alrp_matrix(case: Case) -> tuple:
     return alrp_value(case, pos, false_positives, rank), gradient
 
 
+def rs_matrix(case: Case) -> tuple:
+    """All pairs at once, those of positives too."""
+    pos, near, neg = alrp_parts(case)
+    above, negatives_above = step(pos[None, :] - pos[:, None]), step(neg[None, :] - pos[:, None])
+    rank, false_positives = above.sum(1), negatives_above.sum(1)
+    ranking = false_positives / (rank + false_positives)
+    wrong = above * (case.ious[None, :] < case.ious[:, None])
+    right, gaps = above - wrong, 1 - case.ious
+    sorting = (above @ gaps / rank - right @ gaps / right.sum(1)).clamp(min=0)
+    shares = torch.where(wrong.any(1), sorting / wrong.sum(1), 0)
+    ranking_shares = torch.where(false_positives > 0, ranking / false_positives, 0)
+    gradient = torch.zeros_like(case.logits)
+    gradient[near] = ranking_shares @ negatives_above / len(pos)
+    gradient[case.targets == 1] = (shares @ wrong - ranking - sorting) / len(pos)
+    return ranking.mean() + sorting.mean(), gradient
+
+
 def alrp_loop(case: Case) -> tuple:
     """One positive after the other, in memory for one row of the matrix."""
     pos, near, neg = alrp_parts(case)
@@ -171,9 +199,11 @@ def make_losses() -> dict:
         "focal (torchvision)": focal(torchvision_focal_loss),
         "alrp": differentiated(alrp),
         "alrp, deterministic": deterministic(differentiated(alrp)),
+        "rs": differentiated(rs),
         "ap": differentiated(lambda logits, case: ap_loss(logits, case.targets)),
         "alrp as a matrix": alrp_matrix,
         "alrp as a loop": alrp_loop,
+        "rs as a matrix": rs_matrix,
     }
 
 
@@ -213,12 +243,14 @@ def measure(case: Case, repeats: int) -> list:
     return rows + [{"loss": name, "skipped": reason} for name, reason in reasons]
 
 
-def measure_growth(size: int, positives: int, stage: str, device: str, repeats: int) -> dict:
-    """How many times as long aLRP takes with twice as many positives, and twice as many logits."""
+def measure_growth(
+    loss: Callable, size: int, positives: int, stage: str, device: str, repeats: int
+) -> dict:
+    """How many times as long a loss takes with twice the positives, and with twice the logits."""
     shapes = {"once": (1, 1), "twice_positives": (1, 2), "twice_logits": (2, 1)}
     calls = {
         name: partial(
-            differentiated(alrp), make_case(size * grow, positives * times, stage, device)
+            differentiated(loss), make_case(size * grow, positives * times, stage, device)
         )
         for name, (grow, times) in shapes.items()
     }
@@ -284,10 +316,10 @@ def main(argv=None) -> int:
             document["results"].append({**case, **row})
             print(line(document["results"][-1]), flush=True)
 
-    print("\nalrp, times as long with twice as many\n    logits   pos. stage    positives  logits")
-    for case in cases:
-        row = measure_growth(**case, device=args.device, repeats=args.repeats)
-        document["growth"].append({**case, **row})
+    print("\ntimes as long with twice as many\n    logits   pos. stage   loss   positives  logits")
+    for case, loss in itertools.product(cases, (alrp, rs)):
+        row = measure_growth(loss, **case, device=args.device, repeats=args.repeats)
+        document["growth"].append({**case, "loss": loss.__name__, **row})
         print(GROWTH_LINE.format(**document["growth"][-1]), flush=True)
     write_json(args.json, document)
     return 0
