@@ -161,8 +161,8 @@ def _giou_losses(predicted: Tensor, expected: Tensor) -> Tensor:
 def _mean(total: Tensor, size: Tensor | int, group: dist.ProcessGroup | None) -> Tensor:
     """``total / size`` of all processes of a group; 0 where there is nothing to divide.
 
-    Each process returns the value of all of them. Its gradients are so many times too large as
-    there are processes, which ``DistributedDataParallel`` undoes by its mean.
+    Each process returns the value of the whole batch. Its own gradients are multiplied by the
+    number of processes, because ``DistributedDataParallel`` divides their sum by it.
     """
     if group is None:
         if isinstance(size, int):

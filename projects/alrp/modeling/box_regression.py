@@ -9,7 +9,7 @@ from torch import Tensor
 # Sides change by at most this factor; the published code limits both directions.
 _SCALE_CLAMP = math.log(1000.0 / 16)
 
-# FoveaBox: targets lie within this factor of the base edge, on both sides.
+# FoveaBox: a target distance is cut to between 1/16 and 16 base edges.
 _DISTANCE_LIMIT = 16.0
 # The published code lets a predicted logarithm grow until its exponential overflows. Here it ends
 # at 22,000 base edges, 1,400 times the largest target: areas of such boxes still fit float32.

@@ -50,13 +50,13 @@ class DeformConv2d(Conv2d):
 
 
 class DeformableBottleneckBlock(CNNBlockBase):
-    """A bottleneck block whose 3x3 convolution is deformable; it takes over a block's layers.
+    """A bottleneck block whose 3x3 convolution is deformable, made from a plain block.
 
     Offsets and masks come from a 3x3 convolution that starts at 0, so that all positions are
     undisplaced and, if modulated, all masks are 0.5.
 
     Args:
-        block: plain block; its parameters are shared.
+        block: plain block, whose layers and parameters become part of this one.
         modulated: predict masks as well.
         num_groups: groups of channels with offsets of their own.
     """

@@ -42,9 +42,10 @@ def decode_best_anchors(
 ) -> Instances:
     """Candidates of one image and level by the published rule, clipped before NMS.
 
-    The anchors with the best scores pass with all their classes. Ranking losses do not fix the
-    offset of the scores, so that very many may pass a threshold; Detectron2's own rule would then
-    spend ``topk_candidates`` on pairs of few anchors.
+    The anchors with the best scores pass, each with all its classes above the threshold.
+    Detectron2 takes the best pairs of an anchor and a class instead. A ranking loss orders the
+    scores but does not fix their level, so very many pairs may pass the threshold; the best of them
+    would then belong to few anchors.
 
     Args:
         box2box_transform: encoding of boxes, with ``apply_deltas``.

@@ -10,11 +10,12 @@ from torch import Tensor
 class FoveaMatcher:
     """Targets of FoveaBox (Kong et al., arXiv:1904.03797, Sec. 3.2), as published with aLRP.
 
-    A ground truth belongs to every level whose range holds the square root of its area, so to
-    several levels or to none. There it claims the cells with their centre in its fovea, the box of
-    ``sigma`` times its sides around its own centre; the outermost cells are also claimed from
-    beyond. A cell claimed several times goes to the smallest ground truth (equal areas: to the
-    last). All other cells are negative, also those on padding; none is ignored.
+    A ground truth belongs to every level whose range holds the square root of its area; these may
+    be several levels, or none. On such a level it claims the cells whose centre lies in its fovea:
+    the box around its own centre with ``sigma`` times its sides. A fovea that lies beyond the grid
+    claims the nearest cells at the border. A cell with several claims goes to the smallest ground
+    truth (of equal areas to the last). All other cells are negative, also on padding; none is
+    ignored.
 
     Work and memory grow with the number of claims, not with cells times ground truths.
 

@@ -88,9 +88,9 @@ class ATSSMatcher:
 class MaxIoUMatcher:
     """Matching by greatest IoU, with the low-quality rule of the published heads.
 
-    Unlike Detectron2's ``Matcher``, a low-quality match also replaces the ground truth the anchor
-    was matched with (a later one wins over an earlier one), and needs a positive IoU of at least
-    ``min_pos_iou``.
+    Each ground truth claims the anchors it overlaps best, however little. Such a low-quality match
+    needs an IoU above 0 and of at least ``min_pos_iou``. Unlike in Detectron2's ``Matcher``, it
+    also replaces the ground truth that the anchor overlaps best; of two claims the later wins.
 
     Args:
         pos_threshold: positive from this IoU on.
@@ -137,7 +137,7 @@ class MaxIoUMatcher:
                 claimed_by = torch.maximum(claimed_by, self._claims(ious, start))
                 start += len(block)
 
-        # 2 - 1, 0 - 1 or 0 - 0
+        # Positive 2 - 1 = 1, ignored 0 - 1 = -1, negative 0 - 0 = 0.
         match_labels = 2 * (best_iou >= self.pos_threshold).to(torch.int8)
         match_labels -= (best_iou >= self.neg_threshold).to(torch.int8)
         claimed = claimed_by >= 0

@@ -22,7 +22,9 @@ def blocks(boxes: Tensor, num_others: int) -> tuple[Tensor, ...]:
 
 
 def sortable(values: Tensor, ranks: Tensor) -> Tensor:
-    """Numbers in order of (value, rank), so that ``topk`` and ``amax`` meet no ties.
+    """Integers that sort by value and, where values are equal, by rank.
+
+    With them ``topk`` and ``amax`` never see a tie, which they would break differently per device.
 
     Args:
         values: float, not negative; they sort like their bit patterns in float32.
@@ -37,9 +39,9 @@ def sortable(values: Tensor, ranks: Tensor) -> Tensor:
 def nearest(queries: Tensor, points: Tensor, k: int) -> Tensor:
     """The nearest points of each query, nearest first, equal distances by index.
 
-    In two rounds, as sorting all is slow: the points are cut into runs; in order of (distance,
-    index) of their own nearest point, the first k runs hold the k nearest, because all points of
-    any other run stand behind those k.
+    Sorting all distances is slow, so there are two rounds. The points are cut into runs, and the
+    nearest point of each run is found. The second round sees only the k runs whose nearest points
+    are nearest: every other run has k points in front of all of its own.
 
     Args:
         queries: (M, 2).
@@ -68,13 +70,13 @@ def nearest(queries: Tensor, points: Tensor, k: int) -> Tensor:
 
 
 def _run_width(num_points: int, k: int) -> int:
-    """Points in a run, so that both rounds see equally many; 1 for a single round on few."""
+    """Points in a run, chosen so that both rounds sort about as many; 1 skips the first round."""
     return 1 if num_points <= 64 * k else round(math.sqrt(num_points / k))
 
 
 def _smallest(squared: Tensor, idxs: Tensor, k: int) -> Tensor:
     """(M, k) of ``idxs``, those with the k least distances, equal distances by index."""
-    # The root rounds to equal what differs by its own rounding only.
+    # Squares that differ by a rounding error only have equal roots, so these count as ties.
     keys = sortable(squared.sqrt(), idxs)
     return keys.topk(k, dim=1, largest=False, sorted=True).values & LOW_WORD
 

@@ -38,8 +38,8 @@ class ALRPFastRCNNOutputLayers(FastRCNNOutputLayers):
             head_losses: classification and box losses of ``num_classes`` classes.
             num_classes: K.
             kwargs: of :class:`FastRCNNOutputLayers`; ``box2box_transform`` is a
-                ``BoxDeltaTransform``, and of ``loss_weight`` both entries count. Options of the
-                losses it replaces have no effect.
+                ``BoxDeltaTransform``. ``loss_weight`` applies to both losses. Options of
+                Detectron2's own losses, such as ``smooth_l1_beta``, have no effect.
         """
         super().__init__(input_shape, num_classes=num_classes, **kwargs)
         self.head_losses = head_losses

@@ -12,7 +12,8 @@ from detectron2.modeling.roi_heads import FastRCNNConvFCHead
 class XavierConvFCHead(FastRCNNConvFCHead):
     """``FastRCNNConvFCHead`` with the published initialisation of its linear layers.
 
-    What Detectron2 calls Xavier's looks at the number of inputs only.
+    They are drawn by Xavier's rule, from the numbers of inputs and outputs. Detectron2's
+    initialisation of that name reads the number of inputs only.
     """
 
     def __init__(self, *args, **kwargs) -> None:
