@@ -159,7 +159,7 @@ def build_head_losses(
     alrp = cfg.MODEL.ALRP
     if alrp.LOSS_TYPE not in ("alrp", "ap", "rs", *(["focal"] if focal else [])):
         raise UserError(
-            'MODEL.ALRP.LOSS_TYPE must be "alrp" or "ap" or "rs", or for a FoveaBox also "focal", '
+            'MODEL.ALRP.LOSS_TYPE must be "rs", "alrp" or "ap", or for a FoveaBox also "focal", '
             f'but is "{alrp.LOSS_TYPE}".'
         )
     try:
