@@ -5,7 +5,7 @@
 
 Made for a few minutes on a CPU; a GPU is used if there is one. Left in the output folder: what
 train_net.py writes (log.txt, metrics.json, model_final.pth, inference/), console.txt with all that
-it printed, curves.png and detections.png.
+it printed, curves.png, detections.png and overview.jpg (the picture of the README).
 """
 
 import argparse
@@ -29,9 +29,10 @@ TRAIN_NET = Path(__file__).resolve().parents[1] / "train_net.py"
 CONFIG = "configs/Shapes/alrp_retinanet_R_18_FPN_ATSS_demo.yaml"
 MARK = ".made_by_demo"  # in every folder whose results the demo may replace
 RESULTS = "log.txt* console.txt metrics.json config.yaml events.out.tfevents.* model_*.pth".split()
-RESULTS += "last_checkpoint curves.png detections.png inference/*.json inference/*.pth".split()
+RESULTS += "last_checkpoint curves.png detections.png overview.jpg".split()
+RESULTS += ["inference/*.json", "inference/*.pth"]
 LOG_PERIOD = 20  # iterations between rows of metrics.json
-NUM_PICTURES = 8
+PICTURES = {"detections.png": (8, 120), "overview.jpg": (4, 64)}  # name: held-out images, dpi
 
 
 def parse_args(argv=None):
@@ -142,7 +143,7 @@ def result_table(row: dict, lrp: dict) -> str:
 
 
 def draw(root: Path, output: Path, rows: list, lrp: dict) -> None:
-    """Write curves.png, and detections.png with the first held-out images."""
+    """Write curves.png, and PICTURES with the first held-out images."""
     training_figure(rows).savefig(output / "curves.png", dpi=150)
     data = json.loads((root / "annotations" / "val.json").read_text())
     results = json.loads((output / "inference" / "coco_instances_results.json").read_text())
@@ -151,14 +152,16 @@ def draw(root: Path, output: Path, rows: list, lrp: dict) -> None:
     thresholds = {i: lrp["per_class"][name]["threshold"] for i, name in names.items()}
     thresholds = {i: np.inf if value is None else value for i, value in thresholds.items()}
     kept = [r for r in results if r["score"] >= thresholds[r["category_id"]]]
-    images, boxes = data["images"][:NUM_PICTURES], []
+    images, boxes = data["images"][: max(number for number, _ in PICTURES.values())], []
     for records in (data["annotations"], kept):
         of_image = [[r for r in records if r["image_id"] == image["id"]] for image in images]
         boxes.append([LabelledBoxes.from_coco(part, list(names)) for part in of_image])
     pictures = [np.asarray(Image.open(root / "val" / image["file_name"])) for image in images]
-    figure = detections_figure(pictures, *boxes, list(names.values()))
-    figure.suptitle("Held-out images; each class from its LRP-optimal threshold", fontsize=13)
-    figure.savefig(output / "detections.png", dpi=120)
+    for name, (number, dpi) in PICTURES.items():
+        shown = (part[:number] for part in (pictures, *boxes))
+        figure = detections_figure(*shown, list(names.values()))
+        figure.suptitle("Held-out images; each class from its LRP-optimal threshold", fontsize=13)
+        figure.savefig(output / name, dpi=dpi)
 
 
 def run(args) -> None:
@@ -177,7 +180,7 @@ def run(args) -> None:
     print(result_table(next(row for row in reversed(rows) if "bbox/AP" in row), lrp))
     print("(4/4) Pictures")
     draw(root, output, rows, lrp)
-    for name in ("curves.png", "detections.png", "model_final.pth", "log.txt"):
+    for name in ("curves.png", *PICTURES, "model_final.pth", "log.txt"):
         print(f"  {output / name}")
     print(f"Training took {timedelta(seconds=round(seconds))} (h:mm:ss, start included)")
 

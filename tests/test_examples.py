@@ -62,7 +62,3 @@ def test_the_checks_before_a_run_see_the_class_count_and_no_published_rate():
     node = as_cfg_node(cfg)
     assert node.MODEL.ROI_HEADS.NUM_CLASSES == 7
     assert published_learning_rate(node) is None
-
-
-def test_the_loss_in_another_detector_takes_less_than_sixty_lines():
-    assert len((EXAMPLES / "fcos_with_alrp.py").read_text().splitlines()) < 60

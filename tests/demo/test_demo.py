@@ -98,7 +98,7 @@ def test_demo_announces_four_steps_and_its_files(finished):
     folder, output = finished
     lines = output.splitlines()
     assert [line[:5] for line in lines if line.startswith("(")] == [f"({i}/4)" for i in range(1, 5)]
-    for name in ("curves.png", "detections.png", "model_final.pth", "log.txt"):
+    for name in ("curves.png", "detections.png", "overview.jpg", "model_final.pth", "log.txt"):
         assert f"  {Path('out') / name}" in lines
         assert (folder / "out" / name).stat().st_size > 0
     assert lines[-1].startswith("Training took 0:0")
@@ -135,11 +135,12 @@ def test_demo_table_has_the_numbers_the_evaluation_wrote(finished):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name, size", [("curves.png", (1200, 975)), ("detections.png", (1536, 840))]
+    "name, size",
+    [("curves.png", (1200, 975)), ("detections.png", (1536, 840)), ("overview.jpg", (819, 448))],
 )
 def test_demo_pictures_are_whole_and_not_blank(finished, name, size):
     with Image.open(finished[0] / "out" / name) as image:
-        assert image.format == "PNG"
+        assert image.format == ("JPEG" if name.endswith("jpg") else "PNG")
         assert image.size == size
         colours = image.convert("RGB").getcolors(maxcolors=1 << 24)
     assert len(colours) > 50
