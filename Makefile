@@ -27,17 +27,18 @@ demo: $(STAMP) ## train, evaluate and draw a small detector; results in output/d
 test: lint ## check the style, then run the whole test suite
 	@$(BIN)/python -m pytest
 
-lint: $(STAMP) ## check the style (black, isort, flake8)
+lint: $(STAMP) ## check the style and the types (black, isort, flake8, mypy)
 	@$(BIN)/python -m black --check --quiet . && $(BIN)/python -m isort --check-only --quiet . \
 	|| { echo 'The style differs: run "make format"' >&2; exit 1; }
 	@$(BIN)/python -m flake8 .
+	@$(BIN)/python -m mypy --no-error-summary
 
 format: $(STAMP) ## rewrite the sources in the project's style
 	@$(BIN)/python -m isort --quiet .
 	@$(BIN)/python -m black --quiet .
 
 clean: ## remove the environment, the caches and the build files (not output/)
-	rm -rf $(VENV) build dist projects/*.egg-info .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist projects/*.egg-info .pytest_cache .hypothesis .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 venv: $(STAMP) ## make the environment .venv only

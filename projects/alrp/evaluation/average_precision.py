@@ -26,6 +26,8 @@ class APEvaluator(COCOEvaluator):
     the ``max_dets_per_image`` best of an image and class, 100 if None, are left out with a warning.
     """
 
+    _coco_api: COCO
+
     def __init__(self, dataset_name: str, tasks=None, *args, **kwargs):
         """
         Args:

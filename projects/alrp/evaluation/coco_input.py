@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import numpy as np
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..coco import Purpose, check_annotations, check_result_boxes, check_results, raise_errors
 from ..coco.completion import completed
@@ -77,7 +77,7 @@ class Sources(NamedTuple):
     results: str = "results"
 
 
-def check_ground_truth(dataset: object, sources: Sources = Sources()) -> None:
+def check_ground_truth(dataset: Any, sources: Sources = Sources()) -> None:
     """Log what is odd about an annotation file of which boxes are evaluated.
 
     Raises:
@@ -144,8 +144,8 @@ def detection_boxes(
             sources.results, results, dataset["images"], dataset["annotations"]
         )
         raise_errors(boxes, _LOGGER)
-        columns = DetectionColumns(
-            *([result[name] for result in results] for name in DetectionColumns._fields)
+        columns = DetectionColumns._make(
+            [result[name] for result in results] for name in DetectionColumns._fields
         )
     detections = Detections(
         _positions(image_ids, columns.image_id),

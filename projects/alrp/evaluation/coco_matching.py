@@ -10,7 +10,7 @@ import io
 import logging
 import numpy as np
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -155,10 +155,13 @@ def lrp_by_name(
     return {names[category]: optimal_lrp(*match, tau=tau) for category, match in matches.items()}
 
 
-class _Paired(NamedTuple):
+_BoxesT = TypeVar("_BoxesT", GroundTruths, Detections)
+
+
+class _Paired(NamedTuple, Generic[_BoxesT]):
     """Boxes and the (N,) int64 number of the pair that each belongs to."""
 
-    boxes: GroundTruths | Detections
+    boxes: _BoxesT
     pairs: np.ndarray
 
 
@@ -198,7 +201,9 @@ def _ranked_and_capped(pairs: np.ndarray, scores: np.ndarray, max_dets: int) -> 
 
 
 def _match_pairs(
-    ground_truths: _Paired, detections: _Paired, settings: MatchSettings
+    ground_truths: _Paired[GroundTruths],
+    detections: _Paired[Detections],
+    settings: MatchSettings,
 ) -> _PairMatches:
     """Run COCOeval over G ground truths and D ranked detections, each given with its pair number.
 

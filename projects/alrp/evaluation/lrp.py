@@ -143,9 +143,10 @@ def lrp_curve(scores, matched_ious, ignored, num_gt: int, *, tau: float = 0.5) -
     is_tp = ~np.isnan(ious) & ~flags
     is_fp = np.isnan(ious) & ~flags
     _check_ious(ious[is_tp], tau)
-    if num_gt < max(1, np.count_nonzero(is_tp)):
+    num_tp = int(np.count_nonzero(is_tp))
+    if num_gt < max(1, num_tp):
         raise ValueError(
-            f"lrp_curve: num_gt is {num_gt} with {np.count_nonzero(is_tp)} true positives; "
+            f"lrp_curve: num_gt is {num_gt} with {num_tp} true positives; "
             "pass at least one ground truth, and one for each true positive."
         )
     tp, fp = np.cumsum(is_tp), np.cumsum(is_fp)

@@ -20,7 +20,7 @@ def lrp_summary(per_class: dict[str, OptimalLRP]) -> dict:
         dict: ``oLRP``, ``oLRP_Loc``, ``oLRP_FP``, ``oLRP_FN`` and ``per_class``, a dict by name of
         the same four keys and ``threshold``, which is a score and no percentage.
     """
-    summary = _percent(mean_optimal_lrp(per_class.values()))
+    summary: dict = _percent(mean_optimal_lrp(per_class.values()))
     summary["per_class"] = {
         name: {**_percent(result[:4]), "threshold": result.threshold}
         for name, result in per_class.items()

@@ -41,6 +41,10 @@ class SelfBalance(nn.Module):
 
     _STATE = ("weight", "sum_cls", "sum_loc", "count")
     _is_paused = False
+    weight: Tensor
+    sum_cls: Tensor
+    sum_loc: Tensor
+    count: Tensor
 
     def __init__(self, period: int | None = None, init_weight: float = 50.0) -> None:
         super().__init__()

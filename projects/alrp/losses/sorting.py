@@ -65,9 +65,8 @@ def sorting_errors(logits: Tensor, ious: Tensor, step: Step) -> SortingErrors:
     ranks[ascending.indices] = torch.arange(len(ranks), device=ranks.device)
 
     # H(s_j - s_i) is linear in s_j between the first two cuts, and 1 from there to the third.
-    cuts = _cuts(logits, logits - shift, delta)
     end = torch.full_like(ranks, len(ranks))
-    cuts = torch.stack([*cuts, end], dim=1)
+    cuts = torch.stack([*_cuts(logits, logits - shift, delta), end], dim=1)
     weights = torch.stack([torch.ones_like(gaps), gaps, logits, gaps * logits], dim=1)
     num_lower = torch.searchsorted(ascending.values, ious)
     everywhere = prefix_sum_from_zero(weights)[cuts].diff(dim=1)
@@ -101,4 +100,5 @@ def _row_sums(sums: Tensor, centers: Tensor, delta: float) -> tuple[Tensor, Tens
     """(P,) sums of H and of H (1 - IoU), from (P, 2, 4) of ramp and plateau."""
     ramp, full = sums.unbind(1)
     slope_part = ramp[:, 2:] - centers[:, None] * ramp[:, :2]
-    return (full[:, :2] + 0.5 * ramp[:, :2] + slope_part / (2 * delta)).unbind(1)
+    both = full[:, :2] + 0.5 * ramp[:, :2] + slope_part / (2 * delta)
+    return both[:, 0], both[:, 1]

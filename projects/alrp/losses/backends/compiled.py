@@ -109,9 +109,10 @@ class CompiledMatrix(StepMatrix):
         return result
 
     def _sum_queries(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        queries, weights = _array(self.queries), _array(weights)
-        sums = kernels.sum_queries(queries, weights, self._query_cells, self._edges)
-        return tuple(map(torch.from_numpy, sums))
+        queries = _array(self.queries)
+        sums = kernels.sum_queries(queries, _array(weights), self._query_cells, self._edges)
+        mass, moment = map(torch.from_numpy, sums)
+        return mass, moment
 
     def _row_sums(self, mass: Tensor, moment: Tensor) -> Tensor:
         shape = self._edges, self._is_lower, self._delta
