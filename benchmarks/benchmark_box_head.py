@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 import torch
-from measuring import MIB, device_name, markdown, peak_so_far, random_boxes, whole_number
+from measuring import MIB, device_name, markdown, random_boxes, whole_number
 
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
@@ -24,6 +24,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 
 from alrp.config import add_alrp_config
+from alrp.memory import peak_memory
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "COCO-Detection"
 NAMES = ("alrp_faster_rcnn_R_50_FPN_100e", "ce_faster_rcnn_R_50_FPN_100e")
@@ -71,16 +72,16 @@ def measure(name: str, num_images: int, device_name: str) -> tuple[float, float,
     batch = ImageList(torch.zeros(num_images, 3, SIDE, SIDE), [(SIDE, SIDE)] * num_images)
     gt_instances, proposals = zip(*images)
 
-    before = peak_so_far(device)
+    before = peak_memory(device)
     with EventStorage() as storage:
         losses = heads(batch, features, list(proposals), list(gt_instances))[1]
         counts = [storage.latest()[f"roi_head/num_{kind}_samples"][0] for kind in ("fg", "bg")]
-    after_forward = peak_so_far(device)
+    after_forward = peak_memory(device)
     sum(losses.values()).backward()
     return (
         *counts,
         (after_forward - before) / MIB,
-        (peak_so_far(device) - before) / MIB,
+        (peak_memory(device) - before) / MIB,
     )
 
 

@@ -8,9 +8,7 @@ import json
 import math
 import multiprocessing
 import random
-import resource
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -20,6 +18,8 @@ from typing import Callable
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+
+from alrp.memory import peak_memory
 
 MIB = 2**20
 
@@ -137,17 +137,9 @@ def peak_of_process(function: Callable, *args, device: torch.device) -> int:
 
 def _peak_here(function: Callable, args: tuple, device: torch.device, threads: int) -> int:
     torch.set_num_threads(threads)
-    before = peak_so_far(device)
+    before = peak_memory(device)
     function(*args)
-    return peak_so_far(device) - before
-
-
-def peak_so_far(device: torch.device) -> int:
-    """Peak memory of this process in bytes: of PyTorch's allocator on a GPU, else resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_memory(device) - before
 
 
 def random_boxes(count: int, size: int, generator: torch.Generator) -> Tensor:

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "": frozenset(),  # alrp/__init__.py loads by name, on demand
     "errors": frozenset(),
     "files": frozenset({"errors"}),
+    "memory": frozenset(),
     "architectures": frozenset({"errors"}),
     "coco": frozenset({"errors"}),
     "losses": frozenset(),
@@ -33,7 +34,7 @@ MAY_IMPORT = {
     "checkpoint": frozenset({"config", "losses", "errors", "files", "architectures"}),
     "vis": frozenset({"errors", "files"}),
     "config": frozenset({"modeling", "data", "errors", "files"}),
-    "engine": ANY | {"errors", "files", "architectures", "coco", ""},
+    "engine": ANY | {"errors", "files", "memory", "architectures", "coco", ""},
 }
 LOSSES_FOREIGN = sys.stdlib_module_names | {"torch", "numba", "numpy"}
 

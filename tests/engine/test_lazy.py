@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 import pytest
 import torch
@@ -75,6 +76,20 @@ def test_training_resuming_and_evaluation(run, tmp_path):
     more = [f"train.init_checkpoint={folder / 'model_final.pth'}", f"train.output_dir={evaluated}"]
     assert run("--eval-only", more=more) == 0
     assert json.loads((evaluated / "inference" / "lrp_results.json").read_text()) == results
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(run, tmp_path):
+    whole, interrupted = tmp_path / "output", tmp_path / "interrupted"
+    more = ["train.max_iter=3", "train.seed=3", "dataloader.train.num_workers=1"]
+    assert run(more=more) == 0
+    interrupted.mkdir()
+    shutil.copy(whole / "model_0000000.pth", interrupted)
+    (interrupted / "last_checkpoint").write_text("model_0000000.pth")
+
+    assert run("--resume", more=[*more, f"train.output_dir={interrupted}"]) == 0
+    expected, found = (torch.load(f / "model_final.pth") for f in (whole, interrupted))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_a_dry_run_fills_in_the_epoch_and_writes_nothing(run, capsys, tmp_path):

@@ -92,6 +92,23 @@ def test_both_ranks_hold_the_same_weights_and_self_balance_state(command_line, r
 
 
 @pytest.mark.slow
+def test_a_resumed_run_of_two_processes_sees_the_images_that_are_left(command_line, run, tmp_path):
+    (tmp_path / "output").mkdir()
+    images = []
+    for options, max_iter, workers in ((), 1, 0), (("--resume",), 3, 2):
+        arguments = command_line(
+            *("--num-gpus", "2", *options),
+            SOLVER__MAX_ITER=max_iter,
+            DATALOADER__NUM_WORKERS=workers,
+            DATASETS__TEST=(),
+        )
+        run([str(tmp_path), *arguments], script="tests/engine/rank_state.py")
+        for rank in range(2):
+            images += json.loads((tmp_path / f"images{rank}.json").read_text())
+    assert len(images) == len(set(images)) == 12  # 3 batches of 4: each image once
+
+
+@pytest.mark.slow
 def test_two_launches_act_as_two_machines(command_line, tmp_path):
     url = f"tcp://127.0.0.1:{free_port()}"
     machines = [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from datetime import timedelta
 import torch
@@ -15,6 +13,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from ..checkpoint import CheckedCheckpointer
+from ..memory import peak_memory
 from .checks import PUBLISHED_BATCH, published_learning_rate
 from .trainer import TrainingParts, distribute, epoch_length
 
@@ -34,16 +33,18 @@ def dry_run(parts: TrainingParts) -> str:
     CheckedCheckpointer(parts.model, complete=False).load(cfg.MODEL.WEIGHTS)
     trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
     trainer = trainer_class(distribute(parts.model), parts.data_loader, parts.optimizer)
-    on_gpu = next(parts.model.parameters()).is_cuda
+    device = next(parts.model.parameters()).device
+    on_gpu = device.type == "cuda"
     for _ in range(2 if on_gpu else 1):
         seconds, losses = _timed_step(trainer, on_gpu)
+    where = "on the GPU" if on_gpu else "resident"
     rows = {
         "parameters": _parameters(parts.model),
         "batch": f"{cfg.SOLVER.IMS_PER_BATCH} images on {comm.get_world_size()} process(es)",
         **_schedule(cfg, parts.num_images),
         "learning rate": _learning_rate(cfg),
         "losses": ", ".join(f"{name} {value:.4g}" for name, value in sorted(losses.items())),
-        "peak memory": _peak_memory(on_gpu) + " per process",
+        "peak memory": f"{peak_memory(device) / 2**30:.2f} GiB {where} per process",
         "iteration": f"{seconds:.2f} s without waiting for data",
         "time of the schedule": f"{_duration(seconds * cfg.SOLVER.MAX_ITER)} without evaluation",
     }
@@ -89,14 +90,6 @@ def _learning_rate(cfg: CfgNode) -> str:
     if published is None:
         return f"{text} ({cfg.SOLVER.OPTIMIZER}; no published rate)"
     return f"{text} (published: {published:g})"
-
-
-def _peak_memory(on_gpu: bool) -> str:
-    if on_gpu:
-        return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unit = 1 if sys.platform == "darwin" else 1024
-    return f"{peak * unit / 2**30:.2f} GiB resident"
 
 
 def _duration(seconds: float) -> str:
