@@ -63,12 +63,12 @@ def test_training_resuming_and_evaluation(run, tmp_path):
     assert run() == 0
     state = torch.load(folder / "model_final.pth")
     assert state["iteration"] == 1
-    assert state["model"]["head_losses.self_balance.count"] == 2
+    assert state["model"]["ranking_losses.self_balance.count"] == 2
 
     assert run("--resume", more=["train.max_iter=3", "train.eval_period=3"]) == 0
     resumed = torch.load(folder / "model_final.pth")
     assert resumed["iteration"] == 2
-    assert resumed["model"]["head_losses.self_balance.count"] == 3
+    assert resumed["model"]["ranking_losses.self_balance.count"] == 3
     results = json.loads((folder / "inference" / "lrp_results.json").read_text())
     assert set(results["per_class"]) == {"disc", "rectangle", "triangle"}
 

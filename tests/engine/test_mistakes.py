@@ -258,7 +258,7 @@ def test_nan_weights(fail, command_line, tmp_path, options):
 @pytest.mark.parametrize("options", [(), ("--eval-only",)], ids=["train", "evaluate"])
 def test_a_negative_self_balance_weight(fail, command_line, tmp_path, options):
     def spoil(state):
-        state["head_losses.self_balance.weight"].fill_(-5)
+        state["ranking_losses.self_balance.weight"].fill_(-5)
 
     path = checkpoint(tmp_path / "negative.pth", spoil)(command_line())
     message = fail(*options, MODEL__WEIGHTS=path)
@@ -283,16 +283,16 @@ def test_a_checkpoint_of_another_layout(fail, tmp_path, content, said):
 
 def test_fine_tuning_starts_a_self_balance_period_afresh(command_line, train_net, tmp_path):
     def leave_unfinished(state):
-        state["head_losses.self_balance.weight"].fill_(3.0)
-        state["head_losses.self_balance.count"].fill_(3000)
-        state["head_losses.self_balance.sum_cls"].fill_(2000.0)
+        state["ranking_losses.self_balance.weight"].fill_(3.0)
+        state["ranking_losses.self_balance.count"].fill_(3000)
+        state["ranking_losses.self_balance.sum_cls"].fill_(2000.0)
 
     path = checkpoint(tmp_path / "other.pth", leave_unfinished)(command_line())
     command = command_line(MODEL__WEIGHTS=path, SOLVER__MAX_ITER=2)
     assert run_command(train_net.main, default_argument_parser().parse_args(command)) == 0
     saved = torch.load(tmp_path / "output" / "model_final.pth")["model"]
-    assert saved["head_losses.self_balance.weight"] == 3.0
-    assert saved["head_losses.self_balance.count"] == 2
+    assert saved["ranking_losses.self_balance.weight"] == 3.0
+    assert saved["ranking_losses.self_balance.count"] == 2
 
 
 def test_a_truncated_checkpoint(fail, command_line, tmp_path):
@@ -314,7 +314,7 @@ def test_a_batch_without_positives_is_trained_through(command_line, train_net, s
     assert checkpoint["iteration"] == 5
     saved = checkpoint["model"]
     # 6 batches of 4 see each of the 12 images twice: 2 batches had a positive.
-    assert saved["head_losses.self_balance.count"] == 2
+    assert saved["ranking_losses.self_balance.count"] == 2
 
 
 @pytest.mark.slow

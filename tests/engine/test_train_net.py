@@ -142,7 +142,7 @@ def test_a_killed_run_resumes_with_all_its_state(command_line, run, tmp_path):
     assert process.wait() == -signal.SIGKILL, (tmp_path / "killed.txt").read_text()
 
     saved = torch.load(folder / (folder / "last_checkpoint").read_text())
-    weight = saved["model"]["head_losses.self_balance.weight"]
+    weight = saved["model"]["ranking_losses.self_balance.weight"]
     done = saved["iteration"] + 1
     assert done % 3 == 0 and weight != 50.0  # 12 images in batches of 4: a period is 3 steps
 

@@ -282,12 +282,23 @@ class RankingHeadLosses(HeadLosses):
         return dist.group.WORLD if together else None
 
 
-def load_former_names(owner: nn.Module) -> None:
-    """Let a module load checkpoints of versions that called its ``head_losses`` ranking_losses."""
-    owner._register_load_state_dict_pre_hook(_rename_former)
+def keep_checkpoint_names(owner: nn.Module) -> None:
+    """Keep the names of checkpoints, in which ``owner.head_losses`` is called ranking_losses.
+
+    So checkpoints of all versions load in all versions.
+    """
+    owner._register_state_dict_hook(_name_as_saved)
+    owner._register_load_state_dict_pre_hook(_name_as_built)
 
 
-def _rename_former(state_dict: dict[str, Tensor], prefix: str, *args) -> None:
-    former = f"{prefix}ranking_losses."
-    for name in [name for name in state_dict if name.startswith(former)]:
-        state_dict[f"{prefix}head_losses.{name[len(former):]}"] = state_dict.pop(name)
+def _name_as_saved(owner: nn.Module, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
+    _rename(state_dict, f"{prefix}head_losses.", f"{prefix}ranking_losses.")
+
+
+def _name_as_built(state_dict: dict[str, Tensor], prefix: str, *args) -> None:
+    _rename(state_dict, f"{prefix}ranking_losses.", f"{prefix}head_losses.")
+
+
+def _rename(state_dict: dict[str, Tensor], old_prefix: str, new_prefix: str) -> None:
+    for name in [name for name in state_dict if name.startswith(old_prefix)]:
+        state_dict[new_prefix + name[len(old_prefix) :]] = state_dict.pop(name)

@@ -11,7 +11,7 @@ from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.structures import Boxes, Instances
 
 from ..box_regression import BoxDeltaTransform
-from ..bridge import RankingHeadLosses, load_former_names
+from ..bridge import RankingHeadLosses, keep_checkpoint_names
 from ..dense_inference import check_test_options, decode_best_anchors
 from ..dense_losses import anchor_losses
 from ..head_losses import build_head_losses
@@ -41,7 +41,7 @@ class ALRPRetinaNet(RetinaNet):
         """
         super().__init__(**kwargs)
         self.head_losses = head_losses
-        load_former_names(self)
+        keep_checkpoint_names(self)
         check_test_options(
             score_thresh=self.test_score_thresh,
             nms_thresh=self.test_nms_thresh,

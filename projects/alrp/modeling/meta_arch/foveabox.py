@@ -15,7 +15,7 @@ from detectron2.structures import ImageList, Instances
 
 from ...errors import UserError
 from ..box_regression import PointBoxTransform
-from ..bridge import HeadLosses, load_former_names
+from ..bridge import HeadLosses, keep_checkpoint_names
 from ..dense_inference import check_test_options, decode_best_anchors
 from ..dense_losses import anchor_losses
 from ..fovea_matcher import FoveaMatcher
@@ -78,7 +78,7 @@ class FoveaBox(DenseDetector):
         self.matcher = matcher
         self.num_classes = num_classes
         self.head_losses = head_losses
-        load_former_names(self)
+        keep_checkpoint_names(self)
         self.test_score_thresh = test_score_thresh
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh

@@ -12,7 +12,7 @@ from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
 from detectron2.structures import Boxes, Instances
 
 from ..box_regression import BoxDeltaTransform
-from ..bridge import RankingHeadLosses, load_former_names
+from ..bridge import RankingHeadLosses, keep_checkpoint_names
 from ..dense_losses import anchor_losses
 from ..head_losses import build_head_losses
 from ..matcher import max_iou_matcher
@@ -65,7 +65,7 @@ class ALRPRPN(RPN):
             batch_size_per_image=batch_size_per_image, positive_fraction=positive_fraction, **kwargs
         )
         self.head_losses = head_losses
-        load_former_names(self)
+        keep_checkpoint_names(self)
         self.size_divisibility = size_divisibility
 
     @classmethod

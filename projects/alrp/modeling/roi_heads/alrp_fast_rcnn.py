@@ -16,7 +16,7 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 from detectron2.structures import Instances
 
 from ..box_regression import BoxDeltaTransform
-from ..bridge import RankingHeadLosses, load_former_names
+from ..bridge import RankingHeadLosses, keep_checkpoint_names
 from ..head_losses import build_head_losses
 from ..targets import matched_classes
 
@@ -43,7 +43,7 @@ class ALRPFastRCNNOutputLayers(FastRCNNOutputLayers):
         """
         super().__init__(input_shape, num_classes=num_classes, **kwargs)
         self.head_losses = head_losses
-        load_former_names(self)
+        keep_checkpoint_names(self)
         self.cls_score = nn.Linear(self.cls_score.in_features, num_classes)
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.constant_(self.cls_score.bias, 0)
