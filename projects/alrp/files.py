@@ -17,7 +17,7 @@ from .errors import UserError
 # Name of a file that is being written; no file of a user is called so.
 _TEMPORARY = re.compile(r"\.alrp-[0-9a-f]{16}\.tmp")
 
-_CAUSES = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your disk quota is used up"}
+NO_SPACE = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your disk quota is used up"}
 _LONG_INTEGER = re.compile(r"\d{4301,}")  # more digits than Python converts
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 # Every escape of a string; the group is half of a surrogate pair without the other half.
@@ -59,7 +59,7 @@ def replacing(path: str | os.PathLike) -> Iterator[io.BufferedWriter]:
         cause = raw.error if raw is not None and raw.error else error
         if not isinstance(cause, OSError):
             raise
-        reason = _CAUSES.get(cause.errno, cause.strerror or str(cause))
+        reason = NO_SPACE.get(cause.errno, cause.strerror or str(cause))
         raise UserError(
             f"{path} cannot be written: {reason}; free space there or choose another folder."
         ) from error

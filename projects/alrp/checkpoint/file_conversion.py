@@ -11,9 +11,9 @@ from torch import Tensor
 
 from detectron2.modeling import build_model
 
-from ..architectures import head_node
 from ..config import load_config
 from ..errors import UserError
+from ..head_nodes import head_node
 from .architecture import (
     CLASS_COUNT_KEYS,
     FOVEABOX,

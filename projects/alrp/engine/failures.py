@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import re
 from contextlib import contextmanager
 from typing import Iterator, NamedTuple
 
 from ..errors import UserError
+from ..files import NO_SPACE
 
 _WORKER_DIED = re.compile(
     r"DataLoader worker \(pid.*?\) (?:is killed by signal: ([^.]*)|exited unexpectedly)"
@@ -16,7 +16,6 @@ _WORKER_DIED = re.compile(
 _CONNECTION_LOST = re.compile(
     r"Connection (?:closed|reset|refused)|Broken pipe|failed to connect|store->"
 )
-_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your disk quota is used up"}
 
 
 class Failure(NamedTuple):
@@ -49,10 +48,10 @@ def _explain_alone(error: BaseException) -> Failure | None:
     text = str(error)
     if isinstance(error, (UserError, FloatingPointError)):
         message = last_message(text) or text
-        return Failure(message, from_outside=any(what in message for what in _FULL.values()))
-    if isinstance(error, OSError) and error.errno in _FULL:
+        return Failure(message, from_outside=any(what in message for what in NO_SPACE.values()))
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
         where = f" ({error.filename})" if error.filename else ""
-        return Failure(f"{_FULL[error.errno]}{where}; free space there", from_outside=True)
+        return Failure(f"{NO_SPACE[error.errno]}{where}; free space there", from_outside=True)
     if isinstance(error, RuntimeError):
         worker = _WORKER_DIED.search(text)
         if worker:

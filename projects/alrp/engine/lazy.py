@@ -22,11 +22,11 @@ from detectron2.modeling import (
 )
 from detectron2.utils import comm
 
-from ..architectures import HEAD_NODES
 from ..checkpoint import CheckedCheckpointer
 from ..config import add_alrp_config
 from ..data.datasets.coco_format import class_names, expand_path, register_coco_format
 from ..errors import UserError
+from ..head_nodes import HEAD_NODES
 from ..losses import SelfBalance
 from ..modeling import ALRPHeadLosses, APHeadLosses, FocalHeadLosses, RSHeadLosses
 from .checks import check_lazy_config

@@ -10,8 +10,8 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 
-from ..architectures import head_node
 from ..errors import UserError
+from ..head_nodes import head_node
 from .deform_conv import make_deformable
 
 
@@ -59,7 +59,7 @@ def build_alrp_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> PublishedFPN:
 
     Raises:
         UserError: for a meta-architecture whose head is not known, see
-            :func:`alrp.architectures.head_node`.
+            :func:`alrp.head_nodes.head_node`.
     """
     bottom_up = _build_bottom_up(cfg, input_shape)
     top_block = None

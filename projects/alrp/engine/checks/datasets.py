@@ -7,11 +7,11 @@ import difflib
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from ...architectures import head_node
 from ...coco import Finding
 from ...data.datasets.coco_check import CocoSummary
 from ...data.datasets.coco_format import coco_format_names
 from ...data.datasets.dataset_check import check_dataset
+from ...head_nodes import head_node
 
 
 def check_datasets(cfg: CfgNode, *, for_training: bool) -> list[Finding]:

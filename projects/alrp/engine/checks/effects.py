@@ -6,8 +6,8 @@ from typing import Iterable, Iterator
 
 from detectron2.config import CfgNode
 
-from ...architectures import lineage
 from ...coco import Finding
+from ...head_nodes import lineage
 from .keys import changed_keys, value_of
 
 # Read by the commands and the trainer, not by what a trial builds.

@@ -156,7 +156,7 @@ def _in_threads(work: Callable[[int], None], num_calls: int) -> None:
     Why not ``numba.prange``: its thread pools end the whole process in ordinary trainings, the
     "workqueue" one when two Python threads call a loss at once, the "omp" one when a process forks
     afterwards. And the latter loads a second OpenMP beside PyTorch's: with two threads and focal
-    loss in between, aLRP took 1.2 times as long at 7e6 logits, 1.6 times at 7e5 (medians of 15 and
+    loss in between, aLRP took 1.3 times as long at 7e6 logits, 1.7 times at 7e5 (medians of 15 and
     41 calls in turns, P = 1600, busy machine).
     """
     numbers, errors, finished = list(range(num_calls)), [], set()

@@ -12,10 +12,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 
-from alrp.architectures import head_node
 from alrp.config import add_alrp_config
 from alrp.engine import setup_config
 from alrp.errors import UserError
+from alrp.head_nodes import head_node
 from alrp.modeling import ALRPRetinaNet, FoveaBox
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
