@@ -11,8 +11,8 @@ from torch import nn
 
 from detectron2.config import LazyConfig, instantiate
 
+from alrp.engine.checks.training import published_learning_rate
 from alrp.engine.lazy import as_cfg_node, set_lazy_self_balance_period
-from alrp.engine.preflight import published_learning_rate
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
