@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 import pytest
+import torch
+from torch import nn
 
-from detectron2.config import LazyConfig, get_cfg
+from detectron2.config import LazyCall, LazyConfig, get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY, SwinTransformer
 
 from alrp.config import add_alrp_config
 from alrp.data.datasets.coco_format import register_coco_format
 from alrp.engine import Trainer
 from alrp.engine.checks import check_config, published_learning_rate
+from alrp.engine.checks.lazy_config import check_lazy_config
 from alrp.engine.lazy import as_cfg_node
 from alrp.engine.preflight import check
 
@@ -174,3 +178,33 @@ def test_masks_are_evaluated_where_there_are_any(shapes, name, tasks, tmp_path):
     register_coco_format(cfg)
     coco, lrp = Trainer.build_evaluator(cfg, entry[0])._evaluators
     assert (tuple(coco._tasks), tuple(lrp._tasks)) == (tasks, ("bbox",))
+
+
+def test_a_model_that_reads_values_in_its_constructor_is_not_refused(cfg):
+    class Reader(nn.Module):
+        """Drop rates as many backbones have them; meta tensors have no values to read."""
+
+        def __init__(self, cfg):
+            super().__init__()
+            self.rates = [rate.item() for rate in torch.linspace(0, 0.1, 4)]
+
+    META_ARCH_REGISTRY.register(Reader)
+    try:
+        cfg.MODEL.META_ARCHITECTURE = "Reader"
+        assert check(cfg, for_training=True) == []
+    finally:
+        META_ARCH_REGISTRY._obj_map.pop("Reader")
+
+
+def test_a_lazy_model_that_reads_values_in_its_constructor_is_not_refused():
+    file = LazyConfig.load(str(CONFIGS / "COCO-Detection" / "alrp_retinanet_R_50_FPN_ATSS_1x.py"))
+    file.model.backbone.bottom_up = LazyCall(SwinTransformer)(depths=[1, 1, 1, 1])
+    file.model.backbone.in_features = ["p1", "p2", "p3"]
+    assert check_lazy_config(file, as_cfg_node(file), file, for_training=True) == []
+
+
+def test_files_of_proposals_are_refused_because_they_are_unpickled(cfg):
+    cfg.MODEL.LOAD_PROPOSALS = True
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PrecomputedProposals"
+    (finding,) = check(cfg, for_training=False)
+    assert finding.where == "MODEL.LOAD_PROPOSALS" and "can run code" in finding.what

@@ -38,7 +38,7 @@ def check_config(
     Returns:
         list[Finding]: empty if all is well.
     """
-    findings = _check_components(cfg) or list(wrong_kinds(cfg).values())
+    findings = _check_components(cfg) or list(wrong_kinds(cfg).values()) or _check_proposals(cfg)
     if findings:
         return findings
     unusable, usable = unusable_values(cfg), cfg
@@ -49,6 +49,8 @@ def check_config(
     findings = [error for key, error in unusable.items() if key in read]
     if findings:
         return findings
+    if trial.failure and trial.failure.is_of_trial:
+        return _check_expected_results(cfg)
     if trial.failure:
         options = {"for_training": for_training, "without_overrides": without_overrides}
         return [explain(usable, trial, **options)]
@@ -83,6 +85,15 @@ def _check_components(cfg: CfgNode) -> list[Finding]:
             close = difflib.get_close_matches(name, choices, n=1) or choices[:1]
             findings.append(Finding("error", key, what, f"set {key} {close[0]}"))
     return findings
+
+
+def _check_proposals(cfg: CfgNode) -> list[Finding]:
+    """Detectron2 unpickles files of proposals, and a pickle may run code."""
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        return []
+    what = "files of proposals are pickles, which can run code, so they are not read"
+    fix = "set MODEL.LOAD_PROPOSALS False and name a proposal generator, such as RPN"
+    return [Finding("error", "MODEL.LOAD_PROPOSALS", what, fix)]
 
 
 def _check_expected_results(cfg: CfgNode) -> list[Finding]:

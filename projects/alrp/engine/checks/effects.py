@@ -67,8 +67,6 @@ def check_effects(cfg: CfgNode, reads: Iterable[str]) -> list[Finding]:
 def read_by_commands(cfg: CfgNode, *, for_training: bool) -> Iterator[str]:
     """Keys that a run reads beside those from which model, mappers and optimizer are built."""
     yield from _READ_BY_COMMANDS
-    if cfg.MODEL.LOAD_PROPOSALS:
-        yield from ("DATASETS.PROPOSAL_FILES_TRAIN", "DATASETS.PROPOSAL_FILES_TEST")
     if cfg.MODEL.KEYPOINT_ON:
         yield "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE"
     if not for_training:

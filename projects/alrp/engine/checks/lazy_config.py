@@ -51,7 +51,9 @@ def check_lazy_config(
     if findings:
         return findings
     failure = _try(cfg, for_training)
-    return [_explain(cfg, file, failure, for_training)] if failure else []
+    if failure is None or failure.is_of_trial:
+        return []
+    return [_explain(cfg, file, failure, for_training)]
 
 
 def _try(cfg: DictConfig, for_training: bool) -> Failure | None:

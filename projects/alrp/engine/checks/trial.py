@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.solver import build_lr_scheduler
 from detectron2.structures import BoxMode
@@ -53,6 +53,11 @@ class Failure(NamedTuple):
     name: str
     step: int
     error: Exception
+
+    @property
+    def is_of_trial(self) -> bool:
+        """Whether only a trial fails so: a model may read values, and meta tensors have none."""
+        return isinstance(self.error, RuntimeError) and "meta" in str(self.error).lower()
 
 
 class Trial(NamedTuple):
@@ -266,8 +271,8 @@ def stand_in() -> nn.Module:
 
 def pass_image(model: nn.Module, image: Tensor) -> None:
     """Pass one image (C, H, W) through preprocessing, backbone and dense head of a meta model."""
-    if not hasattr(model, "preprocess_image"):
-        return
+    if not isinstance(model, (DenseDetector, GeneralizedRCNN)):
+        return  # nothing is known of its parts
     with torch.no_grad():
         images = model.preprocess_image([{"image": image.to("meta")}])
         features = model.backbone(images.tensor)
