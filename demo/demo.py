@@ -27,12 +27,22 @@ from alrp.data.dataset_mapper import build_mapper
 from alrp.data.datasets.coco_format import class_names
 from alrp.data.images import read_image
 from alrp.engine import CheckedCheckpointer, setup_config
+from alrp.engine.checks import check_config, check_device
+from alrp.engine.preflight import report
 from alrp.errors import UserError
 from alrp.files import read_json
 
 RESULTS = Path("inference", "lrp_results.json")  # what an evaluation leaves beside the weights
 CONFIDENCE = 0.5  # least score drawn if nothing better is known
 MIN_SIDE = 600  # pixels of the longer side; smaller pictures are enlarged to keep text readable
+
+
+def score(text: str) -> float:
+    """Type of an option: a number in [0, 1]."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a score from 0 to 1, but got {text}")
+    return value
 
 
 def parse_args(argv=None):
@@ -46,7 +56,7 @@ def parse_args(argv=None):
     least = parser.add_mutually_exclusive_group()
     least.add_argument(
         "--confidence",
-        type=float,
+        type=score,
         help=f"least score drawn; default: that of each class in {RESULTS} beside the weights, or "
         f"{CONFIDENCE} if there is none",
     )
@@ -161,6 +171,8 @@ def run(args) -> None:
     """Detect and draw; UserError if something given does not fit."""
     paths = output_paths(args.input, args.output)
     cfg = setup_config(args)
+    findings = check_config(cfg, for_training=False) + check_device(cfg, for_training=False)
+    report(finding for finding in findings if finding.severity == "error")
     names = class_names((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN))
     scores = least_scores(args, cfg.MODEL.WEIGHTS, names or [])
     model, mapper = build_trained_model(cfg, names), build_mapper(cfg, is_train=False)

@@ -285,6 +285,30 @@ def test_missing_weights_are_explained_without_a_traceback(demo, tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.DEVICE", "foo"),
+        ("MODEL.META_ARCHITECTURE", "Foo"),
+        ("MODEL.RESNETS.DEPTH", "33"),
+        ("INPUT.FORMAT", "XYZ"),
+    ],
+)
+def test_wrong_keys_are_named_without_a_traceback(demo, tmp_path, capsys, key, value):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.bmp")
+    arguments = ["--config-file", CONFIG, "--input", str(tmp_path / "a.bmp")]
+    assert demo.main([*arguments, "--output", str(tmp_path / "out"), "--opts", key, value]) == 1
+    assert f"error: {key}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("confidence", ["nan", "-0.1", "50", "half"])
+def test_a_confidence_that_is_no_score_is_refused(demo, capsys, confidence):
+    arguments = ["--config-file", CONFIG, "--input", "a.png", "--output", "out"]
+    with pytest.raises(SystemExit):
+        demo.parse_args([*arguments, "--confidence", confidence])
+    assert "argument --confidence: " in capsys.readouterr().err
+
+
 def write_thresholds(path, **scores):
     path.parent.mkdir(exist_ok=True)
     per_class = {name: {"threshold": score} for name, score in scores.items()}
