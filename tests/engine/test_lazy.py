@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from argparse import Namespace
 from pathlib import Path
 import pytest
 import torch
 
 from alrp.engine import argument_parser, run_command
-from alrp.engine.lazy import check_and_convert
+from alrp.engine.lazy import _NEEDED, check_and_convert, setup_lazy_config
+from alrp.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "COCO-Detection" / "alrp_retinanet_R_50_FPN_ATSS_100e.py")
@@ -134,3 +136,29 @@ def test_a_yaml_file_is_sent_to_the_other_command(lazyconfig_train_net, capsys):
         lazyconfig_train_net.main, args, setup=check_and_convert, is_complete=False
     )
     assert status == 1 and "train_net.py takes YAML" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", _NEEDED)
+def test_a_key_that_is_missing_in_the_file_is_named_in_full(tmp_path, key):
+    parent, _, name = key.rpartition(".")
+    owner = f"cfg.{parent}" if parent else "cfg"
+    file = tmp_path / "lacking.py"
+    file.write_text(
+        "from detectron2.config import LazyConfig\n"
+        f"cfg = LazyConfig.load({CONFIG!r})\n"
+        f"del {owner}[{name!r}]\n"
+        "model, dataloader, optimizer = cfg.model, cfg.dataloader, cfg.optimizer\n"
+        "train, lr_multiplier = cfg.train, cfg.get('lr_multiplier')\n"
+        "del cfg\n"
+    )
+    # Without a GPU the device has a value of its own.
+    if key == "train.device" and not torch.cuda.is_available():
+        pytest.skip("the device is set without a GPU")
+    with pytest.raises(UserError, match=rf"the key\(s\) {key}, but .*lacking\.py"):
+        setup_lazy_config(Namespace(config_file=str(file), opts=[]))
+
+
+@pytest.mark.parametrize("value", ["train.amp=True", "train.amp=null", "train.amp='${none}'"])
+def test_a_key_inside_of_what_holds_none_is_named(value):
+    with pytest.raises(UserError, match="config: .*train.amp.enabled"):
+        setup_lazy_config(Namespace(config_file=CONFIG, opts=[value]))

@@ -10,6 +10,7 @@ import logging
 from typing import Any, Callable, Iterator
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
@@ -50,6 +51,31 @@ _LOSS_TYPES = {
     FocalHeadLosses.__name__: "focal",
 }
 
+# What as_cfg_node, the training and the evaluation read of every config.
+_NEEDED = (
+    "model._target_",
+    "optimizer._target_",
+    "optimizer.lr",
+    "optimizer.params",
+    "lr_multiplier",
+    "dataloader.train.total_batch_size",
+    "dataloader.train.dataset.names",
+    "dataloader.train.mapper",
+    "dataloader.test.dataset.names",
+    "dataloader.test.mapper",
+    "dataloader.evaluator",
+    "train.amp.enabled",
+    "train.checkpointer",
+    "train.ddp",
+    "train.device",
+    "train.eval_period",
+    "train.init_checkpoint",
+    "train.log_period",
+    "train.max_iter",
+    "train.output_dir",
+)
+_ABSENT = object()
+
 
 def setup_lazy_config(args) -> DictConfig:
     """Config of a command, with its COCO-format datasets registered.
@@ -73,7 +99,7 @@ def setup_lazy_config(args) -> DictConfig:
     try:
         cfg = LazyConfig.load(args.config_file)
         if not torch.cuda.is_available():
-            cfg.train.device = "cpu"
+            OmegaConf.update(cfg, "train.device", "cpu", force_add=True)
         _check_keys(cfg, args.opts or [])
         cfg = LazyConfig.apply_overrides(cfg, args.opts or [])
     except UserError:
@@ -84,6 +110,7 @@ def setup_lazy_config(args) -> DictConfig:
             "which must be a Python LazyConfig (train_net.py takes YAML), and the path.key=value "
             "overrides, which must come after all --options."
         ) from error
+    _check_complete(cfg, args.config_file)
     for key in ("output_dir", "init_checkpoint"):
         cfg.train[key] = expand_path(cfg.train[key] or "", f"train.{key}")
     register_coco_format(as_cfg_node(cfg))
@@ -246,6 +273,25 @@ def _check_keys(cfg: DictConfig, overrides: list[str]) -> None:
                 f"config: no key {key!r}; write one of the config's own as path.key=value, for "
                 "example train.max_iter=1000."
             )
+
+
+def _check_complete(cfg: DictConfig, file: str) -> None:
+    """The keys that every run reads are there, and what they refer to is, too."""
+    missing = []
+    for key in _NEEDED:
+        try:
+            if OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT:
+                missing.append(key)
+        except OmegaConfBaseException as error:  # of a reference, or inside of a number
+            raise UserError(
+                f"config: {key} cannot be read from --config-file {file!r}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+    if missing:
+        raise UserError(
+            f"config: expected the key(s) {', '.join(missing)}, but --config-file {file!r} and the "
+            "overrides have none; add them to the file, as those in configs/common do."
+        )
 
 
 def _main_only(build: Callable[[], HookBase]) -> list[HookBase]:
