@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils.registry import Registry
 
 from .errors import UserError
 
@@ -15,13 +16,17 @@ HEAD_NODES = {
 }
 
 
-def lineage(architecture: str) -> tuple[str, ...]:
-    """Names of a registered meta-architecture and of all its bases; only its own if unknown."""
-    if architecture not in META_ARCH_REGISTRY:
-        return (architecture,)
-    registered = META_ARCH_REGISTRY.get(architecture)
-    # The registry takes functions, too, as a meta-architecture that is built by one.
-    return (architecture, *(base.__name__ for base in getattr(registered, "__mro__", ())))
+def lineage(name: str, registry: Registry = META_ARCH_REGISTRY) -> tuple[str, ...]:
+    """Names of a registered component and of all its bases; only its own if unknown.
+
+    Args:
+        name: as the config has it.
+        registry: of meta-architectures, or of parts of a model, as ``ROI_HEADS_REGISTRY``.
+    """
+    if name not in registry:
+        return (name,)
+    # The registries take functions, too, as a meta-architecture that is built by one.
+    return (name, *(base.__name__ for base in getattr(registry.get(name), "__mro__", ())))
 
 
 def head_node(cfg: CfgNode) -> str | None:

@@ -9,7 +9,13 @@ import torch
 from torch import nn
 
 from detectron2.config import LazyCall, LazyConfig, get_cfg
-from detectron2.modeling import META_ARCH_REGISTRY, SwinTransformer
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    GeneralizedRCNN,
+    SwinTransformer,
+)
 
 from alrp.config import add_alrp_config
 from alrp.data.datasets.coco_format import register_coco_format
@@ -18,6 +24,7 @@ from alrp.engine.checks import check_config, published_learning_rate
 from alrp.engine.checks.lazy_config import check_lazy_config
 from alrp.engine.lazy import as_cfg_node
 from alrp.engine.preflight import check
+from alrp.modeling import ALRPRPN, ALRPRetinaNet, ALRPROIHeads
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ROWS = sorted(path.stem for path in (CONFIGS / "COCO-Detection").glob("*.yaml"))
@@ -208,3 +215,54 @@ def test_files_of_proposals_are_refused_because_they_are_unpickled(cfg):
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PrecomputedProposals"
     (finding,) = check(cfg, for_training=False)
     assert finding.where == "MODEL.LOAD_PROPOSALS" and "can run code" in finding.what
+
+
+@pytest.fixture
+def own_parts():
+    """Subclasses as users write them, registered under their names."""
+    own = {}
+    for base, registry in (
+        (GeneralizedRCNN, META_ARCH_REGISTRY),
+        (ALRPRetinaNet, META_ARCH_REGISTRY),
+        (ALRPROIHeads, ROI_HEADS_REGISTRY),
+        (ALRPRPN, PROPOSAL_GENERATOR_REGISTRY),
+    ):
+        part = type(f"Own{base.__name__}", (base,), {})
+        registry.register(part)
+        own[part.__name__] = registry
+    yield
+    for name, registry in own.items():
+        del registry._obj_map[name]
+
+
+@pytest.mark.parametrize("key", ["MODEL.ROI_HEADS.NAME", "MODEL.PROPOSAL_GENERATOR.NAME"])
+def test_an_unknown_part_of_an_own_rcnn_lists_the_choices(own_parts, cfg, key):
+    cfg.MODEL.META_ARCHITECTURE = "OwnGeneralizedRCNN"
+    change(cfg, key, "Nothing")
+    (finding,) = check(cfg, for_training=True)
+    assert finding.where == key and "no component 'Nothing' is registered" in finding.what
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("alrp_retinanet_R_50_FPN_ATSS_100e", ["MODEL.META_ARCHITECTURE"]),
+        ("alrp_faster_rcnn_R_50_FPN_100e", ["MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME"]),
+    ],
+)
+def test_subclasses_have_the_learning_rate_of_what_they_descend_from(own_parts, name, keys):
+    cfg = load_yaml(f"COCO-Detection/{name}")
+    expected = published_learning_rate(cfg)
+    for key in keys:
+        node, last = node_of(cfg, key)
+        node[last] = f"Own{node[last]}"
+        assert published_learning_rate(cfg) == expected
+    cfg.MODEL.ALRP.LOSS_TYPE = "focal"
+    assert published_learning_rate(cfg) is None
+
+
+def test_options_without_effect_on_own_parts_of_an_rcnn_are_told(own_parts, cfg):
+    cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.PROPOSAL_GENERATOR.NAME = "OwnALRPROIHeads", "OwnALRPRPN"
+    cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = cfg.MODEL.RPN.POSITIVE_FRACTION = 0.1
+    found = {finding.where for finding in check(cfg, for_training=True)}
+    assert found == {"MODEL.ROI_HEADS.POSITIVE_FRACTION", "MODEL.RPN.POSITIVE_FRACTION"}

@@ -16,10 +16,11 @@ from detectron2.modeling import (
 )
 
 from ...coco import Finding
+from ...head_nodes import lineage
 from .effects import check_effects, read_by_commands
 from .keys import default_config, value_of, with_value
 from .ranges import unusable_values, wrong_kinds
-from .trial import explain, try_config
+from .trial import blame, try_config
 
 
 def check_config(
@@ -53,7 +54,7 @@ def check_config(
         return _check_expected_results(cfg)
     if trial.failure:
         options = {"for_training": for_training, "without_overrides": without_overrides}
-        return [explain(usable, trial, **options)]
+        return [blame(usable, trial, **options)]
     # A key that only a training reads is no mistake in a config that is evaluated.
     training = trial if for_training else try_config(usable, for_training=True)
     findings = _check_expected_results(cfg)
@@ -67,7 +68,7 @@ def _check_components(cfg: CfgNode) -> list[Finding]:
         ("MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE, META_ARCH_REGISTRY),
         ("MODEL.BACKBONE.NAME", model.BACKBONE.NAME, BACKBONE_REGISTRY),
     ]
-    if model.META_ARCHITECTURE == "GeneralizedRCNN":
+    if "GeneralizedRCNN" in lineage(model.META_ARCHITECTURE):
         generator, box_head = model.PROPOSAL_GENERATOR.NAME, model.ROI_BOX_HEAD.NAME
         components.append(("MODEL.ROI_HEADS.NAME", model.ROI_HEADS.NAME, ROI_HEADS_REGISTRY))
         if generator != "PrecomputedProposals":

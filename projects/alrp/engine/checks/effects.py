@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Iterable, Iterator
 
 from detectron2.config import CfgNode
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY
 
 from ...coco import Finding
 from ...head_nodes import lineage
@@ -93,11 +94,12 @@ def _read_in_vain(cfg: CfgNode) -> Iterator[str]:
         names = ["BBOX_REG_LOSS_TYPE", "FOCAL_LOSS_ALPHA", "FOCAL_LOSS_GAMMA", "IOU_LABELS"]
         names += ["SMOOTH_L1_LOSS_BETA"] + ["IOU_THRESHOLDS"] * (model.ALRP.MATCHER == "ATSS")
         yield from (f"MODEL.RETINANET.{name}" for name in names)
-    if is_rcnn and model.PROPOSAL_GENERATOR.NAME == "ALRPRPN":
+    generator = lineage(model.PROPOSAL_GENERATOR.NAME, PROPOSAL_GENERATOR_REGISTRY)
+    if is_rcnn and "ALRPRPN" in generator:
         names = ["BATCH_SIZE_PER_IMAGE", "BBOX_REG_LOSS_TYPE", "BOUNDARY_THRESH", "IOU_LABELS"]
         names += ["POSITIVE_FRACTION", "SMOOTH_L1_BETA"]
         yield from (f"MODEL.RPN.{name}" for name in names)
-    if is_rcnn and model.ROI_HEADS.NAME == "ALRPROIHeads":
+    if is_rcnn and "ALRPROIHeads" in lineage(model.ROI_HEADS.NAME, ROI_HEADS_REGISTRY):
         yield from ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "MODEL.ROI_HEADS.POSITIVE_FRACTION")
         names = ["BBOX_REG_LOSS_TYPE", "FED_LOSS_NUM_CLASSES", "SMOOTH_L1_BETA", "USE_FED_LOSS"]
         names += ["USE_SIGMOID_CE"]

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode, instantiate
 
 from ...coco import Finding
 from .ranges import unusable_values
-from .trial import Failure, blamed, finding, first_failure, map_picture, pass_image, stand_in
+from .trial import TrialFailure, blamed, error_of, first_failure, map_picture, pass_image, stand_in
 
 # Key of the YAML configs -> the same of a LazyConfig.
 _NAMES = {
@@ -53,10 +53,10 @@ def check_lazy_config(
     failure = _try(cfg, for_training)
     if failure is None or failure.is_of_trial:
         return []
-    return [_explain(cfg, file, failure, for_training)]
+    return [_blame(cfg, file, failure, for_training)]
 
 
-def _try(cfg: DictConfig, for_training: bool) -> Failure | None:
+def _try(cfg: DictConfig, for_training: bool) -> TrialFailure | None:
     """As ``try_config``."""
     cfg, parts = copy.deepcopy(cfg), {}
     steps = [
@@ -87,18 +87,18 @@ def _build_optimizer(cfg: DictConfig) -> None:
     instantiate(cfg.optimizer)
 
 
-def _explain(cfg: DictConfig, file: DictConfig, failure: Failure, for_training: bool) -> Finding:
+def _blame(cfg: DictConfig, file: DictConfig, failure: TrialFailure, for_training: bool) -> Finding:
     """The error of a failed trial, with the overrides that are to blame."""
     in_file = dict(_leaves(file))
     candidates = {k: v for k, v in _leaves(cfg) if k in in_file and v != in_file[k]}
 
-    def fails_without(key: str) -> Failure | None:
+    def fails_without(key: str) -> TrialFailure | None:
         other = copy.deepcopy(cfg)
         OmegaConf.update(other, key, in_file[key])
         return _try(other, for_training)
 
     keys = blamed(failure, candidates, fails_without)
-    return finding(failure, {k: candidates[k] for k in keys}, {k: in_file[k] for k in keys})
+    return error_of(failure, {k: candidates[k] for k in keys}, {k: in_file[k] for k in keys})
 
 
 def _leaves(cfg: DictConfig | ListConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from detectron2.config import CfgNode
+from detectron2.modeling import ROI_HEADS_REGISTRY
 
 from ...coco import Finding
+from ...head_nodes import lineage
 
 # Published learning rates at a total batch of 32 images: by architecture, for a GeneralizedRCNN by
 # MODEL.ROI_HEADS.NAME; and by MODEL.ALRP.LOSS_TYPE, or "ce" for cross entropy.
@@ -22,6 +24,7 @@ _PUBLISHED_LR = {
     ("ALRPROIHeads", "rs"): 0.024,
     ("StandardROIHeads", "ce"): 0.04,
 }
+_PUBLISHED_NAMES = {name for name, _ in _PUBLISHED_LR}
 _LR_TOLERANCE = 4.0
 
 
@@ -37,10 +40,12 @@ def check_training(cfg: CfgNode, world_size: int) -> list[Finding]:
 
 def published_learning_rate(cfg: CfgNode) -> float | None:
     """Learning rate published for a model at ``PUBLISHED_BATCH`` images; None if there is none."""
-    name, loss = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ALRP.LOSS_TYPE
-    if name == "GeneralizedRCNN":
-        name = cfg.MODEL.ROI_HEADS.NAME
-        loss = "ce" if name == "StandardROIHeads" else loss
+    names = lineage(cfg.MODEL.META_ARCHITECTURE)
+    if "GeneralizedRCNN" in names:
+        names = lineage(cfg.MODEL.ROI_HEADS.NAME, ROI_HEADS_REGISTRY)
+    # Subclasses are trained as the nearest published class that they descend from.
+    name = next((name for name in names if name in _PUBLISHED_NAMES), None)
+    loss = "ce" if name == "StandardROIHeads" else cfg.MODEL.ALRP.LOSS_TYPE
     return _PUBLISHED_LR.get((name, loss)) if cfg.SOLVER.OPTIMIZER == "SGD" else None
 
 

@@ -41,7 +41,7 @@ _SIDE = 64  # pixels of the image that the trial reads
 _LARGEST_SIDE = 256  # pixels that it is enlarged to
 
 
-class Failure(NamedTuple):
+class TrialFailure(NamedTuple):
     """What ended a trial.
 
     Attributes:
@@ -68,7 +68,7 @@ class Trial(NamedTuple):
         reads: dotted keys that were read, in order.
     """
 
-    failure: Failure | None
+    failure: TrialFailure | None
     reads: Reads
 
 
@@ -96,18 +96,18 @@ def try_config(cfg: CfgNode, *, for_training: bool) -> Trial:
     return Trial(failure, node._reads)
 
 
-def first_failure(steps: Iterable[tuple[str, Callable[[], None]]]) -> Failure | None:
+def first_failure(steps: Iterable[tuple[str, Callable[[], None]]]) -> TrialFailure | None:
     """Take steps until one fails, without log records, and with the random generators as before."""
     with undisturbed():
         for number, (name, step) in enumerate(steps):
             try:
                 step()
             except Exception as error:  # whatever Detectron2 and PyTorch raise
-                return Failure(name, number, error)
+                return TrialFailure(name, number, error)
     return None
 
 
-def explain(
+def blame(
     cfg: CfgNode, trial: Trial, *, for_training: bool, without_overrides: CfgNode | None = None
 ) -> Finding:
     """The error of a failed trial, with the key that is to blame.
@@ -125,7 +125,7 @@ def explain(
     if isinstance(failure.error, UserError):  # it begins with the key
         key = str(failure.error).split()[0].rstrip(":")
         if has_key(defaults, key):
-            return finding(failure, {key: value_of(cfg, key)}, {key: value_of(defaults, key)})
+            return error_of(failure, {key: value_of(cfg, key)}, {key: value_of(defaults, key)})
     for base in filter(None, (without_overrides, defaults)):
         candidates = {
             key: value_of(cfg, key)
@@ -135,21 +135,21 @@ def explain(
             and (base is not defaults or key != "MODEL.META_ARCHITECTURE")
         }
 
-        def fails_without(key: str) -> Failure | None:
+        def fails_without(key: str) -> TrialFailure | None:
             other = with_value(cfg, key, value_of(base, key))
             return try_config(other, for_training=for_training).failure
 
         keys = blamed(failure, candidates, fails_without)
         if keys:
             others = {key: value_of(base, key) for key in keys}
-            return finding(failure, {key: candidates[key] for key in keys}, others)
-    return finding(failure, {}, {})
+            return error_of(failure, {key: candidates[key] for key in keys}, others)
+    return error_of(failure, {}, {})
 
 
 def blamed(
-    failure: Failure,
+    failure: TrialFailure,
     candidates: dict[str, Any],
-    fails_without: Callable[[str], Failure | None],
+    fails_without: Callable[[str], TrialFailure | None],
 ) -> list[str]:
     """Those of the candidates without whose value the run gets further.
 
@@ -179,7 +179,7 @@ def blamed(
     return keys
 
 
-def finding(failure: Failure, values: dict[str, Any], others: dict[str, Any]) -> Finding:
+def error_of(failure: TrialFailure, values: dict[str, Any], others: dict[str, Any]) -> Finding:
     """The error that names keys, their values, what failed, and values that work."""
     where = " or ".join(values) or "config"
     text = " ".join(str(failure.error).split())
