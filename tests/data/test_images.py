@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pickle
 import struct
 import zlib
 from numpy.testing import assert_array_equal
@@ -95,3 +96,16 @@ def _colour_png_of_16_bits() -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixel) + chunk(b"IEND", b"")
     )
+
+
+def test_the_stock_mapper_keeps_nothing_of_the_images_it_has_read(tmp_path):
+    mapper = NamingDatasetMapper(is_train=False, augmentations=[], image_format="RGB")
+    before = len(pickle.dumps(mapper))
+    for number in range(3):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (4, 4)).save(path)
+        mapper({"file_name": str(path)})
+    assert len(pickle.dumps(mapper)) == before
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(path)  # read before, and replaced since
+    with pytest.raises(UserError, match="expected 8 bits"):
+        mapper({"file_name": str(path)})

@@ -13,6 +13,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from detectron2.utils import comm
 
 from alrp.data.stream import collected_streams, mixed_seed, seeded, with_places
+from alrp.errors import UserError
 
 NUM_IMAGES, BATCH = 10, 3
 
@@ -30,7 +31,9 @@ def repeating():
 SAMPLERS = {"shuffled": lambda: TrainingSampler(NUM_IMAGES, seed=7), "repeating": repeating}
 
 
-def batches(first, count, *, sampler="shuffled", grouped=False, workers=0, seed=3, **options):
+def batches(
+    first, count, *, sampler="shuffled", grouped=False, workers=0, seed=3, mapper=draw, **options
+):
     """Batches of (image id, numbers drawn) from batch ``first`` on."""
     records = [
         {"image_id": i, "width": 8 if i % 3 else 4, "height": 6, "annotations": []}
@@ -40,7 +43,7 @@ def batches(first, count, *, sampler="shuffled", grouped=False, workers=0, seed=
         loader = with_places(
             build_detection_train_loader(
                 records,
-                mapper=draw,
+                mapper=mapper,
                 sampler=SAMPLERS[sampler](),
                 total_batch_size=BATCH * comm.get_world_size(),
                 aspect_ratio_grouping=grouped,
@@ -125,3 +128,20 @@ def test_other_loaders_are_left_as_they_are():
 def test_keys_that_differ_in_one_number_give_other_seeds():
     keys = [(s, r, i) for s in range(4) for r in range(4) for i in range(4)]
     assert len({mixed_seed(*key) for key in keys}) == len(keys)
+
+
+def dropping(record):
+    """As ``draw``, but None for every other image."""
+    return draw(record) if record["image_id"] % 2 else None
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_replaces_an_image_without_result_follows_from_its_place(workers):
+    whole = batches(0, 6, mapper=dropping)
+    assert all(image % 2 for batch in whole for image, _ in batch)
+    assert batches(2, 4, mapper=dropping, workers=workers) == whole[2:]
+
+
+def test_a_mapper_that_makes_nothing_of_any_image_is_named():
+    with pytest.raises(UserError, match="the mapper made None of 1000 images in a row"):
+        batches(0, 1, mapper=lambda record: None)

@@ -45,19 +45,11 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> DatasetMapper | ALRPDatasetMap
 class NamingDatasetMapper(DatasetMapper):
     """Detectron2's mapper, which names the image that it cannot read or that it would misread."""
 
-    @configurable
-    def __init__(self, *args, **kwargs) -> None:
-        """As the parent."""
-        super().__init__(*args, **kwargs)
-        self._checked: set[str] = set()
-
     def __call__(self, dataset_dict: dict) -> dict:
         """As the parent; UserError instead of an error of the image library."""
         path = dataset_dict["file_name"]
         with naming(path):
-            if path not in self._checked:
-                check_depth(path)
-                self._checked.add(path)
+            check_depth(path)  # the parent reads the file itself, so that its header is read twice
             return super().__call__(dataset_dict)
 
 

@@ -17,8 +17,12 @@ from typing import Iterable, Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from detectron2.data.common import AspectRatioGroupedDataset, ToIterableDataset
+from detectron2.data.common import AspectRatioGroupedDataset, MapDataset, ToIterableDataset
 from detectron2.utils import comm
+
+from ..errors import UserError
+
+_MOST_DRAWS = 1000
 
 # Streams made while :func:`collected_streams` is active.
 _collections: list[list[ImageStream]] = []
@@ -83,7 +87,11 @@ class ImageStream(Sampler):
 
 
 class _PlacedDataset(Dataset):
-    """Images by pairs (place, index); random numbers drawn for one depend on seed and place."""
+    """Images by pairs (place, index); random numbers drawn for one depend on seed and place.
+
+    For an image of which a mapper makes None, another one is drawn, by the same numbers.
+    Detectron2's ``MapDataset`` would draw it by its own, which depend on the worker's past.
+    """
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self._dataset = dataset
@@ -95,7 +103,20 @@ class _PlacedDataset(Dataset):
     def __getitem__(self, pair: tuple[int, int]):
         place, index = pair
         with seeded(self._seed, place):
-            return self._dataset[index]
+            for _ in range(_MOST_DRAWS):
+                image = self._mapped(index)
+                if image is not None:
+                    return image
+                index = random.randrange(len(self))
+        raise UserError(
+            f"training data: the mapper made None of {_MOST_DRAWS} images in a row; let it "
+            "return images, or remove those that it cannot use from the dataset."
+        )
+
+    def _mapped(self, index: int):
+        if isinstance(self._dataset, MapDataset):
+            return self._dataset._map_func(self._dataset._dataset[index])
+        return self._dataset[index]
 
 
 def with_places(loader: Iterable) -> Iterable:

@@ -30,7 +30,7 @@ def check_dataset(name: str, cfg: CfgNode, for_training: bool) -> CocoSummary:
     is_local = json_file and "://" not in json_file
     classes = metadata.get("thing_classes")
     if not is_local or not image_root or metadata.get("evaluator_type") != "coco":
-        _LOGGER.info("Dataset %r is not in COCO's detection format: files not checked.", name)
+        _LOGGER.info(f"Dataset {name!r} is not in COCO's detection format: files not checked.")
         # That it holds a labelled image is taken on trust.
         return CocoSummary([], tuple(classes) if classes else None, 1, 1)
     is_published = name in _PUBLISHED_NAMES
