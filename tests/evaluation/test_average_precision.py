@@ -131,3 +131,23 @@ def test_a_config_as_second_argument_is_accepted_with_a_warning(register, caplog
     assert "second argument is deprecated" in caplog.text
     boxes = [annotation["bbox"] for annotation in dataset()["annotations"]]
     assert evaluate(evaluator, boxes, [0.9, 0.8, 0.7])["lrp"]["oLRP"] == pytest.approx(0, abs=1e-3)
+
+
+def test_evaluators_and_later_evaluations_share_the_checked_file(register):
+    name = register(dataset())
+    first = APEvaluator(name, distributed=False)
+    for other in (LRPEvaluator(name, distributed=False), APEvaluator(name, distributed=False)):
+        assert other._coco_api is first._coco_api
+    boxes, scores = [[0, 5, 20, 10], [32, 5, 20, 10]], [0.9, 0.8]
+    again = evaluate(APEvaluator(name, distributed=False), boxes, scores)
+    assert str(evaluate(first, boxes, scores)) == str(again)
+
+
+def test_an_annotation_file_that_has_changed_is_read_and_checked_anew(register, tmp_path):
+    name = register(dataset())
+    assert len(APEvaluator(name, distributed=False)._coco_api.anns) == 3
+    (tmp_path / f"{name}.json").write_text(json.dumps(dataset(5)))
+    assert len(APEvaluator(name, distributed=False)._coco_api.anns) == 5
+    (tmp_path / f"{name}.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        APEvaluator(name, distributed=False)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
+import os
 from collections import Counter
 from pycocotools.coco import COCO
 
@@ -36,15 +38,15 @@ class APEvaluator(COCOEvaluator):
             UserError: if the annotation file cannot be read or breaks a rule of COCO's format.
         """
         json_file = MetadataCatalog.get(dataset_name).get("json_file")
-        if json_file is not None:
-            masks = isinstance(tasks, (tuple, list)) and "segm" in tasks
-            purpose = Purpose(ids=True, masks=masks, tolerate_repeated_ids="minival" in json_file)
-            dataset = read_json(PathManager.get_local_path(json_file))
-            findings = check_annotations(f"dataset {dataset_name!r}, {json_file}", dataset, purpose)
-            # Warnings are left to the check before the start: each evaluation would repeat them.
-            raise_errors((f for f in findings if f.severity == "error"), _LOGGER)
-        super().__init__(dataset_name, tasks, *args, **kwargs)
-        self._coco_api = _coco_api(completed(self._coco_api.dataset))
+        if json_file is None:  # the parent makes one
+            super().__init__(dataset_name, tasks, *args, **kwargs)
+            self._coco_api = _indexed(completed(self._coco_api.dataset))
+            return
+        masks = isinstance(tasks, (tuple, list)) and "segm" in tasks
+        path = PathManager.get_local_path(json_file)
+        checked = _checked_coco(dataset_name, json_file, masks, path, _version(path))
+        super().__init__(dataset_name, tasks, *args, **kwargs)  # reads the file itself as well
+        self._coco_api = checked
 
     def _eval_predictions(self, predictions, img_ids=None):
         self._warn_of_cut([prediction["instances"] for prediction in predictions])
@@ -59,13 +61,45 @@ class APEvaluator(COCOEvaluator):
                 counts = Counter(detection["category_id"] for detection in detections)
                 cut += sum(max(0, count - cap) for count in counts.values())
         if cut:
-            self._logger.warning(
+            _LOGGER.warning(
                 f"AP: {cut} detections left out: only the {cap} best of an image and class count; "
                 "raise max_dets_per_image (config: TEST.DETECTIONS_PER_IMAGE) to count more."
             )
 
 
-def _coco_api(dataset: dict) -> COCO:
+# Two: a dataset and the same with masks. All evaluations of a training share them.
+@functools.lru_cache(maxsize=2)
+def _checked_coco(
+    dataset_name: str, json_file: str, masks: bool, path: str, version: tuple[int, int]
+) -> COCO:
+    """Content of an annotation file, checked, completed and indexed.
+
+    Evaluators share it: COCOeval writes into the records only what it derives from them again.
+
+    Args:
+        dataset_name, json_file: as registered, for messages.
+        masks: whether masks are evaluated.
+        path: of the file on this machine.
+        version: of :func:`_version`; another one is read anew.
+    """
+    purpose = Purpose(ids=True, masks=masks, tolerate_repeated_ids="minival" in json_file)
+    dataset = read_json(path)
+    findings = check_annotations(f"dataset {dataset_name!r}, {json_file}", dataset, purpose)
+    # Warnings are left to the check before the start: each evaluation would repeat them.
+    raise_errors((f for f in findings if f.severity == "error"), _LOGGER)
+    return _indexed(completed(dataset))
+
+
+def _version(path: str) -> tuple[int, int]:
+    """Time of the last change in nanoseconds and size in bytes; zeros if it cannot be read."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
+
+
+def _indexed(dataset: dict) -> COCO:
     api = COCO()
     api.dataset = dataset
     with contextlib.redirect_stdout(io.StringIO()):

@@ -190,12 +190,9 @@ def _ranked_and_capped(pairs: np.ndarray, scores: np.ndarray, max_dets: int) -> 
     kept = order[rank < max_dets]
     if kept.size < order.size:
         _LOGGER.warning(
-            "%d of %d detections left out: only the %d best of an image and class count, as in "
-            "COCO's evaluation; raise max_dets (evaluate_lrp.py: --max-dets, config: "
-            "TEST.DETECTIONS_PER_IMAGE) to count more.",
-            order.size - kept.size,
-            order.size,
-            max_dets,
+            f"{order.size - kept.size} of {order.size} detections left out: only the {max_dets} "
+            "best of an image and class count, as in COCO's evaluation; raise max_dets "
+            "(evaluate_lrp.py: --max-dets, config: TEST.DETECTIONS_PER_IMAGE) to count more."
         )
     return kept
 
@@ -219,8 +216,8 @@ def _match_pairs(
     det, det_pairs = detections
     with contextlib.redirect_stdout(io.StringIO()):
         coco_eval = COCOeval(
-            _coco_api(gt, gt_pairs, area=gt.area, iscrowd=gt.is_crowd.astype(np.int64)),
-            _coco_api(det, det_pairs, area=det.xywh[:, 2] * det.xywh[:, 3], score=det.score),
+            _coco_of_pairs(gt, gt_pairs, area=gt.area, iscrowd=gt.is_crowd.astype(np.int64)),
+            _coco_of_pairs(det, det_pairs, area=det.xywh[:, 2] * det.xywh[:, 3], score=det.score),
             "bbox",
         )
         coco_eval.params.imgIds = list(range(num_pairs))
@@ -242,7 +239,9 @@ def _match_pairs(
     return _PairMatches(np.concatenate(matched_ious), np.concatenate(ignored), np.array(num_gt))
 
 
-def _coco_api(boxes: GroundTruths | Detections, pairs: np.ndarray, **columns: np.ndarray) -> COCO:
+def _coco_of_pairs(
+    boxes: GroundTruths | Detections, pairs: np.ndarray, **columns: np.ndarray
+) -> COCO:
     """In-memory COCO object with one "image" per pair; ids are positions + 1."""
     names = ("id", "image_id", "category_id", "bbox", *columns)
     rows = zip(

@@ -78,7 +78,6 @@ class LRPEvaluator(APEvaluator):
             use_fast_impl=False,
             allow_cached_coco=allow_cached_coco,
         )
-        self._logger = _LOGGER
         self._tau = tau
         # The parent saves predictions where it finds an output directory; once is enough.
         self._lrp_output_dir, self._output_dir = output_dir, None
@@ -97,7 +96,7 @@ class LRPEvaluator(APEvaluator):
 
     def _eval_predictions(self, predictions, img_ids=None):
         if not self._do_evaluation:
-            self._logger.info("Annotations are not available for LRP evaluation.")
+            _LOGGER.info("Annotations are not available for LRP evaluation.")
             return
         dataset = self._coco_api.dataset
         detections = detection_boxes(self._detection_columns(predictions), dataset)
@@ -105,7 +104,7 @@ class LRPEvaluator(APEvaluator):
         matches = match_boxes(dataset, detections, settings, img_ids)
         per_class = lrp_by_name(dataset, matches, self._tau)
         summary = lrp_summary(per_class)
-        self._logger.info("LRP error of boxes at tau %g:\n%s", self._tau, lrp_table(summary))
+        _LOGGER.info(f"LRP error of boxes at tau {self._tau:g}:\n{lrp_table(summary)}")
         if self._lrp_output_dir:
             os.makedirs(self._lrp_output_dir, exist_ok=True)
             write_summary(summary, os.path.join(self._lrp_output_dir, "lrp_results.json"))
