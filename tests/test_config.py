@@ -87,3 +87,10 @@ def test_overrides_are_values():
     assert cfg.SEED == 3 and cfg.INPUT.MIN_SIZE_TRAIN == (480, 512)
     code = "__import__('os').getcwd()"
     assert load_config("", ["MODEL.WEIGHTS", code]).MODEL.WEIGHTS == code
+
+
+def test_reading_a_config_leaves_safe_load_of_the_process_as_it_is(write):
+    text = "!!python/tuple [1, 2]"
+    assert load_config(write(f"INPUT:\n  MIN_SIZE_TRAIN: {text}\n")).INPUT.MIN_SIZE_TRAIN == (1, 2)
+    with pytest.raises(yaml.constructor.ConstructorError):
+        yaml.safe_load(text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
+from typing import Iterator
 import torch
 import yaml
 
@@ -12,11 +14,9 @@ from detectron2.config import get_cfg
 from . import data, modeling  # noqa: F401  registration only
 from .errors import UserError
 
-# Tuples are data. Every other Python tag runs code, which safe loading refuses.
-yaml.SafeLoader.add_constructor(
-    "tag:yaml.org,2002:python/tuple",
-    lambda loader, node: tuple(loader.construct_sequence(node, deep=True)),
-)
+_TUPLE_TAG = "tag:yaml.org,2002:python/tuple"
+# What Detectron2 raises for keys and values that do not fit.
+_MERGE_ERRORS = (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError)
 
 
 def load_config(config_file: str, overrides: list[str] | None = None) -> CN:
@@ -42,15 +42,33 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CN:
         cfg.MODEL.DEVICE = "cpu"
     try:
         if config_file:
-            cfg.merge_from_file(config_file, allow_unsafe=False)
+            with _tuples_as_data():
+                cfg.merge_from_file(config_file, allow_unsafe=False)
         cfg.merge_from_list(overrides or [])
     except yaml.constructor.ConstructorError as error:
         raise UserError(_tag_mistake(config_file, error)) from error
-    except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise UserError(_config_mistake(config_file, error)) from error
-    except yaml.YAMLError as error:
+    except (*_MERGE_ERRORS, yaml.YAMLError) as error:
         raise UserError(_config_mistake(config_file, error)) from error
     return cfg
+
+
+@contextmanager
+def _tuples_as_data() -> Iterator[None]:
+    """Let ``yaml.safe_load`` read tuples; every other Python tag runs code and stays refused.
+
+    Detectron2 calls ``yaml.safe_load``, which takes no loader. What it reads elsewhere in the
+    process is not changed.
+    """
+    before = yaml.SafeLoader.yaml_constructors
+    yaml.SafeLoader.yaml_constructors = {**before, _TUPLE_TAG: _construct_tuple}
+    try:
+        yield
+    finally:
+        yaml.SafeLoader.yaml_constructors = before
+
+
+def _construct_tuple(loader: yaml.SafeLoader, node: yaml.Node) -> tuple:
+    return tuple(loader.construct_sequence(node, deep=True))
 
 
 def _config_mistake(config_file: str, error: Exception) -> str:
