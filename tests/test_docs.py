@@ -165,3 +165,9 @@ def test_the_commands_of_the_readme_run_on_a_model_of_the_demo(tmp_path):
 def test_docstring_examples_run(name):
     result = doctest.testmod(import_module(name))
     assert result.attempted > 0 and result.failed == 0
+
+
+def test_the_message_of_a_wrong_class_count_is_where_the_table_says():
+    row = re.search(r"a wrong class count, `([\w.]+)`", (ROOT / "DEVELOPERS.md").read_text())
+    checks = ROOT / "projects" / "alrp" / "engine" / "checks"
+    assert "classes, but dataset" in (checks / row[1]).read_text()

@@ -8,6 +8,7 @@ import io
 import numpy as np
 import os
 import pickle
+import random
 import subprocess
 import sys
 import tarfile
@@ -247,7 +248,10 @@ def scripted(path, state):
         (tar, "a tar archive.* Unpack it"),
         (zipped, "a zip archive of other files.* Unpack it"),
         (lambda path, state: path.write_bytes(pickle.dumps(arrays(state))), "a plain pickle"),
-        (lambda path, state: path.write_bytes(os.urandom(1000)), "may be truncated or no"),
+        (
+            lambda path, state: path.write_bytes(random.Random(0).randbytes(1000)),
+            "may be truncated or no",
+        ),
         (lambda path, state: path.write_bytes(b"\x0f" + bytes(7) + b"{" + bytes(50)), "truncated"),
         (lambda path, state: torch.save(state["head.bias"], path), "the file holds a Tensor"),
         (lambda path, state: torch.save({"model": {"a": 1}}, path), "expected weights"),

@@ -14,7 +14,7 @@ from ..files import replacing
 from .pickles import ForeignClass, read_arrays
 from .unreadable import explain_classes, explain_unreadable, is_of_torch
 
-_ARRAYS = (Tensor, np.ndarray)
+_ARRAY_TYPES = (Tensor, np.ndarray)
 # Entries under which people save the weights of a model, the likeliest first.
 _WEIGHTS = ("state_dict", "model", "model_state_dict", "model_state", "ema", "net")
 
@@ -113,7 +113,7 @@ def write_checkpoint(content: dict[str, Any], path: str) -> None:
 
 
 def _all_arrays(state: dict) -> bool:
-    return all(isinstance(k, str) and isinstance(v, _ARRAYS) for k, v in state.items())
+    return all(isinstance(k, str) and isinstance(v, _ARRAY_TYPES) for k, v in state.items())
 
 
 def _is_safetensors(path: str) -> bool:

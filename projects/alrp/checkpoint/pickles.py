@@ -35,20 +35,20 @@ def read_arrays(path: str) -> Any:
     if not isinstance(content, dict):
         return content
     return {
-        key: _arrays(value) if isinstance(value, dict) else _array(value)
+        key: _unwrapped_values(value) if isinstance(value, dict) else _unwrapped(value)
         for key, value in content.items()
     }
 
 
-def _arrays(values: dict) -> dict:
-    return {key: _array(value) for key, value in values.items()}
+def _unwrapped_values(values: dict) -> dict:
+    return {key: _unwrapped(value) for key, value in values.items()}
 
 
-def _array(value: Any) -> Any:
-    return value.array if isinstance(value, _Array) else value
+def _unwrapped(value: Any) -> Any:
+    return value.array if isinstance(value, _ArrayStandIn) else value
 
 
-class _DType:
+class _DTypeStandIn:
     """Stand-in of a ``numpy.dtype`` of numbers."""
 
     __slots__ = ("dtype",)
@@ -63,7 +63,7 @@ class _DType:
             self.dtype = self.dtype.newbyteorder(state[1])
 
 
-class _Array:
+class _ArrayStandIn:
     """Stand-in of a ``numpy.ndarray``; ``array`` is one once the state is known."""
 
     __slots__ = ("array",)
@@ -78,13 +78,13 @@ def _as_bytes(data: Any) -> bytes:
     return data.encode("latin1") if isinstance(data, str) else bytes(memoryview(data))
 
 
-def _from_buffer(data: Any, dtype: _DType, shape: tuple, order: str) -> _Array:
-    result = _Array()
+def _from_buffer(data: Any, dtype: _DTypeStandIn, shape: tuple, order: str) -> _ArrayStandIn:
+    result = _ArrayStandIn()
     result.array = np.frombuffer(_as_bytes(data), dtype.dtype).reshape(shape, order=order).copy()
     return result
 
 
-def _scalar(dtype: _DType, data: Any) -> Any:
+def _scalar(dtype: _DTypeStandIn, data: Any) -> Any:
     return np.frombuffer(_as_bytes(data), dtype.dtype)[0]
 
 
@@ -105,8 +105,8 @@ _ADMITTED: dict[str, Callable] = {
     "builtins.frozenset": frozenset,
     "builtins.set": set,
     "collections.OrderedDict": OrderedDict,
-    "numpy.dtype": _DType,
-    "numpy.multiarray._reconstruct": lambda *_: _Array(),
+    "numpy.dtype": _DTypeStandIn,
+    "numpy.multiarray._reconstruct": lambda *_: _ArrayStandIn(),
     "numpy.multiarray.scalar": _scalar,
     "numpy.ndarray": _none,  # named by every array, called by none
     "numpy.numeric._frombuffer": _from_buffer,

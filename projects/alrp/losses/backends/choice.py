@@ -14,7 +14,7 @@ from .interface import StepMatrix, Survey
 
 
 class Backend(NamedTuple):
-    """The two parts of a backend.
+    """The three parts of a backend.
 
     Attributes:
         survey: function of logits (S,), targets (S,), one value per positive (P_own,), and the
