@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch
 
-from alrp.errors import UserError
+from alrp.errors import NoSpaceError, UserError
 from alrp.files import parse_json, read_json, replacing
 
 
@@ -97,7 +97,8 @@ def test_a_full_disk_is_called_so(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(UserError, match="a.bin cannot be written: the disk is full; free space"):
+    said = "a.bin cannot be written: the disk is full; free space"
+    with pytest.raises(NoSpaceError, match=said):
         with replacing(tmp_path / "a.bin") as file:
             file.write(b"a")
     assert os.listdir(tmp_path) == []
@@ -122,6 +123,42 @@ def test_files_are_written_where_the_file_system_has_no_locks(tmp_path, monkeypa
     with replacing(tmp_path / "a.bin") as file:
         file.write(b"a")
     assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_file_that_another_writer_took_for_a_leftover_is_begun_again(tmp_path, monkeypatch):
+    lock, others = fcntl.flock, []
+
+    def lock_late(file, operation):
+        if not others:  # the other writer comes between the making of the file and its lock
+            others.append(file.name)
+            with replacing(tmp_path / "b.bin") as other:
+                other.write(b"b")
+            assert not os.path.exists(file.name)
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    with replacing(tmp_path / "a.bin") as file:
+        file.write(b"a")
+    assert (tmp_path / "a.bin").read_bytes() == b"a"
+    assert sorted(os.listdir(tmp_path)) == ["a.bin", "b.bin"]
+
+
+@pytest.mark.parametrize("can_sync_folders", [True, False])
+def test_the_new_name_reaches_the_disk(tmp_path, monkeypatch, can_sync_folders):
+    sync, synced = os.fsync, []
+
+    def spy(descriptor):
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        synced.append((os.path.isdir(path), (tmp_path / "a.bin").exists()))
+        if os.path.isdir(path) and not can_sync_folders:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    with replacing(tmp_path / "a.bin") as file:
+        file.write(b"a")
+    assert synced == [(False, False), (True, True)]  # the file before, its folder after renaming
+    assert (tmp_path / "a.bin").read_bytes() == b"a"
 
 
 def test_what_a_killed_process_left_goes_at_the_next_write(tmp_path):

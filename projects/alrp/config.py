@@ -73,7 +73,7 @@ def _construct_tuple(loader: yaml.SafeLoader, node: yaml.Node) -> tuple:
 
 def _config_mistake(config_file: str, error: Exception) -> str:
     # str() of a KeyError is the repr of its message.
-    message = error.args[0] if isinstance(error, KeyError) else error
+    message = str(error.args[0] if isinstance(error, KeyError) else error).strip().rstrip(".")
     return (
         f"config: {message}. Check --config-file {config_file!r} and the KEY VALUE pairs, "
         "which must come after all --options."

@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong, and its message says how to fix it"."""
+"""Exceptions whose message says all: what went wrong and how to fix it."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
     Command-line entries print the message without a traceback and exit with a non-zero status;
     library callers catch it as a ``ValueError``.
     """
+
+
+class NoSpaceError(UserError):
+    """A file cannot be written because the disk is full or the quota used up; free space helps."""

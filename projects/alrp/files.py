@@ -12,7 +12,7 @@ import secrets
 from contextlib import contextmanager, suppress
 from typing import Any, Iterator
 
-from .errors import UserError
+from .errors import NoSpaceError, UserError
 
 # Name of a file that is being written; no file of a user is called so.
 _TEMPORARY = re.compile(r"\.alrp-[0-9a-f]{16}\.tmp")
@@ -37,7 +37,8 @@ def replacing(path: str | os.PathLike) -> Iterator[io.BufferedWriter]:
         path: of a file, which need not exist, or of a link to one, which then stays a link.
 
     Raises:
-        UserError: if the file cannot be written, or something else has that name.
+        NoSpaceError: if the disk is full or the quota used up.
+        UserError: if the file cannot be written otherwise, or something else has that name.
     """
     target = os.path.realpath(path)
     if os.path.exists(target) and not os.path.isfile(target):
@@ -49,18 +50,20 @@ def replacing(path: str | os.PathLike) -> Iterator[io.BufferedWriter]:
     raw = None
     try:
         _remove_leftovers(folder)
-        raw = _TemporaryFile(os.path.join(folder, f".alrp-{secrets.token_hex(8)}.tmp"))
+        raw = _new_temporary_file(folder)
         with io.BufferedWriter(raw, 2**20) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
             os.replace(raw.name, target)
+        _sync_folder(folder)
     except Exception as error:
         cause = raw.error if raw is not None and raw.error else error
         if not isinstance(cause, OSError):
             raise
+        kind = NoSpaceError if cause.errno in NO_SPACE else UserError
         reason = NO_SPACE.get(cause.errno, cause.strerror or str(cause))
-        raise UserError(
+        raise kind(
             f"{path} cannot be written: {reason}; free space there or choose another folder."
         ) from error
     finally:
@@ -87,6 +90,32 @@ class _TemporaryFile(io.FileIO):
         except OSError as error:
             self.error = self.error or error
             raise
+
+    def is_in_its_folder(self) -> bool:
+        """Whether the name still stands for this file."""
+        try:
+            return os.path.samestat(os.fstat(self.fileno()), os.stat(self.name))
+        except FileNotFoundError:
+            return False
+
+
+def _new_temporary_file(folder: str) -> _TemporaryFile:
+    while True:
+        file = _TemporaryFile(os.path.join(folder, f".alrp-{secrets.token_hex(8)}.tmp"))
+        # Before the file was locked, another writer could take it for a leftover and remove it.
+        if file.is_in_its_folder():
+            return file
+        file.close()
+
+
+def _sync_folder(folder: str) -> None:
+    """Bring the names in a folder to the disk, where the file system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _remove_leftovers(folder: str) -> None:

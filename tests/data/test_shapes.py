@@ -190,6 +190,26 @@ def test_an_interrupted_run_leaves_no_annotation_file(tmp_path, monkeypatch):
     assert sorted(_files(tmp_path)) == ["train/000001.png"]
 
 
+def test_images_cut_short_while_a_dataset_is_made_again_are_replaced(tmp_path, monkeypatch):
+    _write(tmp_path)
+    before = _files(tmp_path)
+    (tmp_path / "train" / "000002.png").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(shapes, "sample_scene", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            _write(tmp_path)
+    for name in ("000001.png", "000002.png"):
+        (tmp_path / "train" / name).write_bytes(before[f"train/{name}"][:50])
+    _write(tmp_path)
+    assert _files(tmp_path) == before
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file cannot be written: .*; free space there or choose"):
+        _write(tmp_path / "file")
+
+
 def test_another_dataset_in_the_folder_is_not_overwritten(tmp_path):
     _write(tmp_path)
     before = _files(tmp_path)

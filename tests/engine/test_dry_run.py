@@ -41,6 +41,14 @@ def test_an_optimizer_without_a_published_rate_is_named(report):
     assert rows["learning rate"].endswith("(AdamW; no published rate)")
 
 
+@pytest.mark.parametrize("option", ["--resume", "--eval-only"])
+def test_a_dry_run_goes_with_no_other_mode(command_line, train_net, capsys, option):
+    args = argument_parser().parse_args(command_line("--dry-run", option))
+    assert run_command(train_net.main, args) == 1
+    printed = capsys.readouterr()
+    assert f"error: --dry-run does not go with {option}: " in printed.err and not printed.out
+
+
 def test_weights_that_do_not_fit_are_found(command_line, train_net, capsys, tmp_path):
     path = tmp_path / "other.pth"
     torch.save({"model": {"encoder.weight": torch.zeros(3)}}, path)

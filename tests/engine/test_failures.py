@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
+import numpy as np
 import pytest
+import torch.distributed as dist
 
 from alrp.engine.failures import explain, one_message
-from alrp.errors import UserError
+from alrp.errors import NoSpaceError, UserError
+from alrp.losses.inputs import NonFiniteError
 
 WORKER = "DataLoader worker (pid 12) is killed by signal: Killed. "
 
@@ -16,7 +20,9 @@ WORKER = "DataLoader worker (pid 12) is killed by signal: Killed. "
     "error, message, from_outside",
     [
         (UserError("wrong key"), "wrong key", False),
-        (FloatingPointError("Loss became NaN"), "Loss became NaN", False),
+        (NonFiniteError("logits: 1 of 4"), "logits: 1 of 4", False),
+        (FloatingPointError("Loss became infinite or NaN at iteration=1!"), "Loss became", False),
+        (FloatingPointError("Inf/NaN. Training has diverged."), "Inf/NaN. Training", False),
         (RuntimeError(WORKER), "a loader worker was killed (Killed; out of memory?)", True),
         (
             RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"),
@@ -25,7 +31,9 @@ WORKER = "DataLoader worker (pid 12) is killed by signal: Killed. "
         ),
         (OSError(errno.ENOSPC, "No space left", "/x/log"), "the disk is full (/x/log)", True),
         (OSError(errno.EDQUOT, "Quota"), "your disk quota is used up", True),
-        (UserError("x cannot be written: the disk is full; free it"), "x cannot be written", True),
+        (NoSpaceError("x cannot be written: the disk is full"), "x cannot be written", True),
+        (UserError("the disk is full of ghosts"), "the disk is full of ghosts", False),
+        (dist.DistBackendError("store->get('0:1') timed out"), "the connection", True),
         (RuntimeError("[x/pair.cc:5] Connection closed by peer [::1]:5"), "the connection", True),
     ],
 )
@@ -34,7 +42,24 @@ def test_known_failures_have_one_message(error, message, from_outside):
     assert failure.message.startswith(message) and failure.from_outside is from_outside
 
 
-@pytest.mark.parametrize("error", [KeyError("a"), OSError(errno.EIO, "x"), RuntimeError("shape")])
+def of_numpy():
+    with np.errstate(under="raise"), pytest.raises(FloatingPointError) as caught:
+        np.float64(1e-200) * np.float64(1e-200)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("a"),
+        OSError(errno.EIO, "x"),
+        RuntimeError("shape"),
+        RuntimeError("self.store->size is 3"),
+        RuntimeError("Connection refused by the annotation server"),
+        of_numpy(),
+    ],
+    ids=repr,
+)
 def test_other_errors_keep_their_traceback(error):
     assert explain(error) is None
 
@@ -59,8 +84,30 @@ def chained(first, second, explicitly):
 
 def test_what_failed_first_counts_unless_it_was_explained():
     full = OSError(errno.ENOSPC, "No space left")
-    assert explain(chained(full, ValueError("closed"), False)).message.startswith("the disk")
+    for came_of_it in (ValueError("write to closed file"), OSError("x"), RuntimeError("x")):
+        assert explain(chained(full, came_of_it, False)).message.startswith("the disk")
     assert explain(chained(full, UserError("no room for x"), True)).message == "no room for x"
+
+
+@pytest.mark.parametrize("bug", [KeyError("a"), TypeError("a"), ValueError("a"), RecursionError()])
+def test_a_bug_in_the_handling_of_a_known_failure_keeps_its_traceback(bug):
+    assert explain(chained(UserError("a.png is cut short"), bug, False)) is None
+
+
+def test_only_logs_that_cannot_be_written_are_passed_over(capsys):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    logger = logging.Logger("alrp.test")
+    logger.addHandler(logging.StreamHandler(Full()))
+    with one_message():
+        logger.warning("written nowhere")
+        assert capsys.readouterr().err == ""
+        logger.warning("%d", "no number")
+    assert "TypeError" in capsys.readouterr().err
+    logger.warning("written nowhere")
+    assert "No space left" in capsys.readouterr().err
 
 
 def test_a_known_failure_is_not_logged_with_a_traceback(caplog):

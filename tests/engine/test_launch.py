@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 import pytest
 
-from alrp.engine.launch import process_group_url
+from alrp.engine.launch import launch, process_group_url, world_size
 from alrp.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +33,20 @@ def test_auto_is_a_free_port_of_this_machine():
 def test_several_machines_need_an_address():
     with pytest.raises(UserError, match="several machines need --dist-url tcp://ADDRESS:PORT"):
         url("auto", num_machines=2)
+
+
+@pytest.mark.parametrize(
+    "num_gpus, num_machines, total", [(0, 1, 1), (1, 1, 1), (4, 1, 4), (1, 2, 2), (4, 2, 8)]
+)
+def test_all_processes_of_all_machines_count(num_gpus, num_machines, total):
+    args = argparse.Namespace(num_gpus=num_gpus, num_machines=num_machines)
+    assert world_size(args) == total
+
+
+def test_several_machines_without_processes_for_a_group_are_refused():
+    args = argparse.Namespace(num_gpus=0, num_machines=2, machine_rank=0, dist_url="auto")
+    with pytest.raises(UserError, match="--num-machines is 2, but --num-gpus is 0, so that each"):
+        launch(lambda args: pytest.fail("trained alone"), args)
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,12 @@ def test_mistakes_end_with_one_message_before_anything_is_made(
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.parametrize("option", ["--resume", "--eval-only"])
+def test_a_dry_run_goes_with_no_other_mode(run, capsys, option):
+    assert run("--dry-run", option) == 1
+    assert f"error: --dry-run does not go with {option}: " in capsys.readouterr().err
+
+
 def test_divergence_in_the_last_iteration_is_not_hidden_by_an_evaluation(run, capsys, tmp_path):
     assert run(more=["optimizer.lr=1e30", "train.eval_period=1000"]) == 1
     printed = "".join(capsys.readouterr())

@@ -172,6 +172,17 @@ def test_an_impossible_number_of_processes(fail, options):
     assert "--num-gpus >= 0" in fail(*options)
 
 
+def test_several_machines_that_would_train_alone(fail):
+    assert "--num-machines is 2, but --num-gpus is 0" in fail(
+        "--num-gpus", "0", "--num-machines", "2"
+    )
+
+
+def test_a_message_of_detectron2_that_ends_with_a_full_stop_gets_no_other(fail):
+    message = fail(MODEL__FPN__NO_SUCH_KEY=1)
+    assert "NO_SUCH_KEY" in message and ". Check --config-file" in message and ".." not in message
+
+
 def test_an_output_folder_that_is_a_file(fail, tmp_path):
     (tmp_path / "output").write_text("mine")
     assert "cannot be written" in fail()

@@ -18,7 +18,7 @@ from ..data.datasets.coco_format import expand_path, register_coco_format
 from ..errors import UserError
 from . import preflight
 from .failures import explain
-from .launch import ProcessFailure, Terminated, launch
+from .launch import ProcessFailure, Terminated, launch, world_size
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -75,6 +75,7 @@ def run_command(
     """
     cfg = None
     try:
+        _check_dry_run(args)
         cfg = setup(args)
         _check(cfg, args, is_complete)
         launch(main, args)
@@ -87,8 +88,19 @@ def run_command(
         if failure is None:
             raise
         hint = _resume_hint(cfg, args) if failure.from_outside else ""
-        return _fail(failure.message + hint)
+        return _fail(failure.message.rstrip(".") + hint if hint else failure.message)
     return 0
+
+
+def _check_dry_run(args) -> None:
+    """``--dry-run`` stands alone: it trains one iteration from ``MODEL.WEIGHTS``."""
+    others = [name for name in ("resume", "eval_only") if getattr(args, name)]
+    if getattr(args, "dry_run", False) and others:
+        options = " or ".join("--" + name.replace("_", "-") for name in others)
+        raise UserError(
+            f"--dry-run does not go with {options}: it trains one iteration from the weights of "
+            "the config; leave out the one or the other."
+        )
 
 
 def _resume_hint(cfg: CfgNode | None, args) -> str:
@@ -109,7 +121,7 @@ def _check(cfg: CfgNode, args, is_complete: bool) -> None:
     _check_processes(cfg, args)
     options = {
         "for_training": not args.eval_only,
-        "world_size": max(args.num_gpus, 1) * args.num_machines,
+        "world_size": world_size(args),
     }
     if is_complete:
         options["without_overrides"] = _without_overrides(args)
@@ -172,7 +184,7 @@ def _check_processes(cfg: CfgNode, args) -> None:
             "expected --num-gpus >= 0, --num-machines >= 1 and --machine-rank from 0 to "
             f"num-machines - 1, but got {num_gpus}, {num_machines} and {rank}; correct them."
         )
-    if not torch.cuda.is_available() or num_gpus * num_machines <= 1:
+    if world_size(args) == 1 or not torch.cuda.is_available():
         return
     if num_gpus > torch.cuda.device_count():
         raise UserError(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from contextlib import contextmanager
 from typing import Iterator, NamedTuple
+import torch.distributed as dist
 
-from ..errors import UserError
+from ..errors import NoSpaceError, UserError
 from ..files import NO_SPACE
+from ..losses.inputs import NonFiniteError
 
 _WORKER_DIED = re.compile(
     r"DataLoader worker \(pid.*?\) (?:is killed by signal: ([^.]*)|exited unexpectedly)"
@@ -16,6 +19,10 @@ _WORKER_DIED = re.compile(
 _CONNECTION_LOST = re.compile(
     r"Connection (?:closed|reset|refused)|Broken pipe|failed to connect|store->"
 )
+# Gloo raises plain RuntimeErrors, which begin with a place in its source.
+_FROM_GLOO = re.compile(r"\[\S+\.cc:\d+\] ")
+# Other FloatingPointErrors, as of NumPy, are bugs.
+_DIVERGED = re.compile(r"Loss became infinite or NaN|Training has diverged")  # of Detectron2
 
 
 class Failure(NamedTuple):
@@ -33,22 +40,32 @@ class Failure(NamedTuple):
 def explain(error: BaseException) -> Failure | None:
     """The known failure that an exception stands for; None for any other.
 
-    Of exceptions that were raised while others were handled, the first known one counts: the others
-    came of it.
+    An error of cleaning up after another one came of it: the first known one counts. An error of
+    another kind that was raised while a known one was handled is a bug, and stays unknown.
     """
     known, current = None, error
     while current is not None:
         known = _explain_alone(current) or known
         is_explained = current.__cause__ is not None or current.__suppress_context__
-        current = None if is_explained else current.__context__
+        current = None if is_explained or not _may_be_of_cleanup(current) else current.__context__
     return known
+
+
+def _may_be_of_cleanup(error: BaseException) -> bool:
+    """Whether closing files, logs and connections after a failure raises such an error."""
+    is_closed_file = type(error) is ValueError and "closed file" in str(error)
+    # Of the subclasses of RuntimeError, some are bugs, such as RecursionError.
+    is_of_runtime = type(error) is RuntimeError or isinstance(error, dist.DistError)
+    return isinstance(error, (UserError, OSError)) or is_of_runtime or is_closed_file
 
 
 def _explain_alone(error: BaseException) -> Failure | None:
     text = str(error)
-    if isinstance(error, (UserError, FloatingPointError)):
-        message = last_message(text) or text
-        return Failure(message, from_outside=any(what in message for what in NO_SPACE.values()))
+    if isinstance(error, (UserError, NonFiniteError)):
+        message = _last_message(text) or text
+        return Failure(message, from_outside=isinstance(error, NoSpaceError))
+    if isinstance(error, FloatingPointError) and _DIVERGED.search(text):
+        return Failure(text)
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         where = f" ({error.filename})" if error.filename else ""
         return Failure(f"{NO_SPACE[error.errno]}{where}; free space there", from_outside=True)
@@ -57,39 +74,42 @@ def _explain_alone(error: BaseException) -> Failure | None:
         if worker:
             how = f"{worker[1]}; " if worker[1] else ""
             return Failure(f"a loader worker was killed ({how}out of memory?)", from_outside=True)
-        if _CONNECTION_LOST.search(text):
+        is_of_processes = isinstance(error, dist.DistError) or _FROM_GLOO.match(text)
+        if is_of_processes and _CONNECTION_LOST.search(text):
             return Failure("the connection to another process was lost", from_outside=True)
     return None
 
 
-def last_message(text: str) -> str | None:
+def _last_message(text: str) -> str | None:
     """Message of the last user's error in a printed traceback; None if there is none.
 
     This is all that is known of an exception in a worker process of a data loader.
     """
-    for kind in (f"{UserError.__module__}.{UserError.__qualname__}", "FloatingPointError"):
-        _, found, message = text.rpartition(f"\n{kind}: ")
-        if found:
-            return message.strip()
-    return None
+    _, found, message = text.rpartition(f"\n{UserError.__module__}.{UserError.__qualname__}: ")
+    return message.strip() if found else None
 
 
 @contextmanager
 def one_message() -> Iterator[None]:
     """Keep the log from printing tracebacks of what :func:`explain` knows, which is told later.
 
-    A log file that cannot be written any more, as on a full disk, is passed over.
+    A log file that cannot be written any more, as on a full disk, is passed over; other errors of
+    logging, such as a wrong format, are printed as ever.
     """
 
     def is_news(record: logging.LogRecord) -> bool:
         return not record.exc_info or explain(record.exc_info[1]) is None
 
+    def handle_error(handler: logging.Handler, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            print_error(handler, record)
+
     logger = logging.getLogger("detectron2.engine.train_loop")
-    raise_exceptions = logging.raiseExceptions
+    print_error = logging.Handler.handleError
     logger.addFilter(is_news)
-    logging.raiseExceptions = False
+    logging.Handler.handleError = handle_error
     try:
         yield
     finally:
-        logging.raiseExceptions = raise_exceptions
+        logging.Handler.handleError = print_error
         logger.removeFilter(is_news)

@@ -50,10 +50,11 @@ def launch(main: Callable, args) -> None:
         args: of ``argument_parser``.
 
     Raises:
+        UserError: if :func:`world_size` or :func:`process_group_url` refuses the options.
         ProcessFailure: if one of several processes failed for a known reason.
         ProcessRaisedException: if one of several failed otherwise; with its traceback.
     """
-    num_processes = args.num_gpus * args.num_machines
+    num_processes = world_size(args)
     with one_message(), _sigterm_raises():
         if num_processes <= 1:
             main(args)
@@ -72,6 +73,21 @@ def launch(main: Callable, args) -> None:
             _end([p for p in multiprocessing.active_children() if p not in earlier])
 
 
+def world_size(args) -> int:
+    """Number of processes on all machines; ``--num-gpus 0`` is one process, without a group.
+
+    Raises:
+        UserError: for several machines with ``--num-gpus 0``: each would train for itself.
+    """
+    if args.num_machines > 1 and args.num_gpus < 1:
+        raise UserError(
+            f"--num-machines is {args.num_machines}, but --num-gpus is {args.num_gpus}, so that "
+            "each machine would run for itself; set --num-gpus to the number of processes of each "
+            "machine, 1 or more, also without a GPU."
+        )
+    return max(args.num_gpus, 1) * args.num_machines
+
+
 def _run(local_rank: int, main: Callable, args, url: str, outcomes) -> None:
     """What a process does; its failure goes to the queue ``outcomes``."""
     try:
@@ -79,7 +95,7 @@ def _run(local_rank: int, main: Callable, args, url: str, outcomes) -> None:
             _distributed_worker(
                 local_rank,
                 main,
-                args.num_gpus * args.num_machines,
+                world_size(args),
                 args.num_gpus,
                 args.machine_rank,
                 url,

@@ -106,9 +106,9 @@ def setup_lazy_config(args) -> DictConfig:
         raise
     except Exception as error:  # a config is Python code, and hydra documents no exceptions
         raise UserError(
-            f"config: {type(error).__name__}: {error}. Check --config-file {args.config_file!r}, "
-            "which must be a Python LazyConfig (train_net.py takes YAML), and the path.key=value "
-            "overrides, which must come after all --options."
+            f"config: {type(error).__name__}: {str(error).strip().rstrip('.')}. Check "
+            f"--config-file {args.config_file!r}, which must be a Python LazyConfig (train_net.py "
+            "takes YAML), and the path.key=value overrides, which must come after all --options."
         ) from error
     _check_complete(cfg, args.config_file)
     for key in ("output_dir", "init_checkpoint"):

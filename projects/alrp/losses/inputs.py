@@ -1,4 +1,4 @@
-"""Checks of the shapes and dtypes that the ranking losses are given."""
+"""Checks of what the ranking losses are given."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from torch import Tensor
 # With these bounds, and those that ranking.py sets on the logits of positives, no sum overflows.
 DELTA_RANGE = (1e-30, 1e30)
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class NonFiniteError(FloatingPointError):
+    """Values that a loss was given are NaN, infinite or too large, as when a training diverges."""
 
 
 def checked_logits(logits: Tensor, targets: Tensor, delta: float) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .inputs import NonFiniteError
+
 _STOPPED = -1
 
 
@@ -36,7 +38,7 @@ class SharedPositives:
         self._group = group
         self._sizes = [num_own] if group is None else _exchange(num_own, device, group)
         if _STOPPED in self._sizes:
-            raise FloatingPointError(
+            raise NonFiniteError(
                 f"process {self._sizes.index(_STOPPED)} of the group stopped for its inputs, as "
                 "with NaN or Inf among them; its own message says what is wrong."
             )

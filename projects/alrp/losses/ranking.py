@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from .backends.choice import backend
 from .backends.interface import StepMatrix
+from .inputs import NonFiniteError
 from .processes import SharedPositives
 from .reductions import accumulation_dtype
 
@@ -198,7 +199,7 @@ def _checked_positives(
         )
     resolution = torch.finfo(accumulation_dtype(logits.device)).eps * _RESOLUTION
     if found.largest * resolution > delta:
-        raise FloatingPointError(
+        raise NonFiniteError(
             f"logits: positives reach {found.largest:.3g}, beside which delta {delta:g} vanishes; "
             "look for a learning rate that is too high or broken weights, or take a larger delta."
         )
@@ -207,7 +208,7 @@ def _checked_positives(
 
 def _refuse_non_finite(name: str, num_bad: int, tensor: Tensor) -> None:
     if num_bad:
-        raise FloatingPointError(
+        raise NonFiniteError(
             f"{name}: {num_bad} of {tensor.numel()} values that enter the ranking are NaN or Inf; "
             "look for a learning rate that is too high, broken weights, or boxes with x2 < x1 or "
             "y2 < y1, as when centre and size are taken for corners."

@@ -116,8 +116,9 @@ def make_shapes_dataset(
 ) -> dict[str, tuple[Path, Path]]:
     """Write ``annotations/{train,val}.json`` (COCO format) and the images, unless already there.
 
-    The annotation file of a split is written last, so an interrupted run is redone. Image number
-    i of a split depends on ``seed``, ``image_size``, the split and i only.
+    The annotation file of a split is written last, and removed before images are made again, so
+    an interrupted run is redone, images cut short included. Image number i of a split depends on
+    ``seed``, ``image_size``, the split and i only.
 
     Args:
         root: folder to write into; made if absent.
@@ -129,7 +130,7 @@ def make_shapes_dataset(
         ``{"train": (annotation file, image folder), "val": ...}``.
 
     Raises:
-        UserError: on sizes out of range, or if ``root`` holds another dataset.
+        UserError: on sizes out of range, or if ``root`` holds another dataset or cannot be written.
     """
     counts = {"train": num_train, "val": num_val}
     if min(counts.values()) < 1 or image_size < 32 or seed < 0:
@@ -147,7 +148,13 @@ def make_shapes_dataset(
     # All splits are looked at before any is written: half a new dataset helps nobody.
     todo = [split for split in counts if not _is_complete(*paths[split], recipes[split])]
     for split in todo:
-        _write_split(*paths[split], recipes[split])
+        try:
+            _write_split(*paths[split], recipes[split])
+        except OSError as error:
+            raise UserError(
+                f"shapes dataset: {root} cannot be written: {error}; free space there or choose "
+                "another root."
+            ) from error
     return paths
 
 
@@ -172,6 +179,7 @@ def _is_complete(annotation_file: Path, image_folder: Path, recipe: dict) -> boo
 def _write_split(annotation_file: Path, image_folder: Path, recipe: dict) -> None:
     annotation_file.parent.mkdir(parents=True, exist_ok=True)
     image_folder.mkdir(parents=True, exist_ok=True)
+    annotation_file.unlink(missing_ok=True)  # its presence says that all images are whole
     size = recipe["image_size"]
     categories = [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES, start=1)]
     images: list[dict] = []
@@ -181,8 +189,7 @@ def _write_split(annotation_file: Path, image_folder: Path, recipe: dict) -> Non
         scene = sample_scene(np.random.default_rng([recipe["seed"], split_index, i]), size)
         pixels, boxes, areas = render(scene)
         name = f"{i:06d}.png"
-        with replacing(image_folder / name) as file:
-            Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
+        Image.fromarray(pixels).save(image_folder / name, format="PNG", compress_level=1)
         images.append({"id": i, "file_name": name, "width": size, "height": size})
         for shape, box, area in zip(scene.shapes, boxes.tolist(), areas.tolist()):
             xywh = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
@@ -301,7 +308,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         make_shapes_dataset(**vars(args))
-    except (UserError, OSError) as error:
+    except UserError as error:
         parser.exit(2, f"{error}\n")
 
 
