@@ -8,6 +8,7 @@ import logging
 import numpy as np
 import pytest
 import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset
 
 from alrp.engine.failures import explain, one_message
 from alrp.errors import NoSpaceError, UserError
@@ -40,6 +41,23 @@ WORKER = "DataLoader worker (pid 12) is killed by signal: Killed. "
 def test_known_failures_have_one_message(error, message, from_outside):
     failure = explain(error)
     assert failure.message.startswith(message) and failure.from_outside is from_outside
+
+
+class _LosesItsWorker(Dataset):
+    """The connection to a worker breaks while a batch is read, as when it is killed."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+
+def test_a_connection_lost_while_a_loader_is_read_means_that_its_worker_ended():
+    with pytest.raises(ConnectionResetError) as caught:
+        next(iter(DataLoader(_LosesItsWorker())))
+    assert explain(caught.value).message == "a loader worker was killed (out of memory?)"
+    assert explain(ConnectionResetError(errno.ECONNRESET, "elsewhere")) is None
 
 
 def of_numpy():

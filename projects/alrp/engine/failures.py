@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import traceback
 from contextlib import contextmanager
 from typing import Iterator, NamedTuple
 import torch.distributed as dist
@@ -23,6 +24,9 @@ _CONNECTION_LOST = re.compile(
 _FROM_GLOO = re.compile(r"\[\S+\.cc:\d+\] ")
 # Other FloatingPointErrors, as of NumPy, are bugs.
 _DIVERGED = re.compile(r"Loss became infinite or NaN|Training has diverged")  # of Detectron2
+
+
+_LOADER = "torch.utils.data.dataloader"
 
 
 class Failure(NamedTuple):
@@ -77,7 +81,15 @@ def _explain_alone(error: BaseException) -> Failure | None:
         is_of_processes = isinstance(error, dist.DistError) or _FROM_GLOO.match(text)
         if is_of_processes and _CONNECTION_LOST.search(text):
             return Failure("the connection to another process was lost", from_outside=True)
+    if isinstance(error, (ConnectionError, EOFError)) and _is_raised_in_loader(error):
+        return Failure("a loader worker was killed (out of memory?)", from_outside=True)
     return None
+
+
+def _is_raised_in_loader(error: BaseException) -> bool:
+    """Whether a data loader was being read, whose worker may end while it hands over a tensor."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") == _LOADER for frame, _ in frames)
 
 
 def _last_message(text: str) -> str | None:

@@ -167,6 +167,7 @@ def _sigterm_raises() -> Iterator[None]:
     """SIGTERM raises :class:`Terminated` in the block, as Ctrl-C raises KeyboardInterrupt."""
 
     def stop(*_) -> None:
+        _end_loader_workers()
         raise Terminated
 
     if threading.current_thread() is not threading.main_thread():
@@ -177,6 +178,14 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _end_loader_workers() -> None:
+    """End the worker processes of this one, which would print tracebacks of its sudden end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise an error of it
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def process_group_url(args) -> str:
