@@ -161,7 +161,15 @@ def test_the_commands_of_the_readme_run_on_a_model_of_the_demo(tmp_path):
     assert "oLRP" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["alrp.losses.alrp_loss", "alrp.losses.ap_loss"])
+def modules_with_examples():
+    """Names of the modules of ``alrp.losses``, and of the LRP numbers, with examples."""
+    package = Path(alrp.__file__).parent
+    paths = [*(package / "losses").rglob("*.py"), package / "evaluation" / "lrp.py"]
+    with_examples = sorted(path for path in paths if ">>> " in path.read_text())
+    return [".".join(p.relative_to(package.parent).with_suffix("").parts) for p in with_examples]
+
+
+@pytest.mark.parametrize("name", modules_with_examples())
 def test_docstring_examples_run(name):
     result = doctest.testmod(import_module(name))
     assert result.attempted > 0 and result.failed == 0
@@ -171,3 +179,8 @@ def test_the_message_of_a_wrong_class_count_is_where_the_table_says():
     row = re.search(r"a wrong class count, `([\w.]+)`", (ROOT / "DEVELOPERS.md").read_text())
     checks = ROOT / "projects" / "alrp" / "engine" / "checks"
     assert "classes, but dataset" in (checks / row[1]).read_text()
+
+
+def test_every_loss_has_an_example():
+    losses = {f"alrp.losses.{name}" for name in ("alrp_loss", "ap_loss", "rs_loss", "self_balance")}
+    assert losses <= set(modules_with_examples())

@@ -45,7 +45,7 @@ def test_published_numbers(name, row):
         True,
     )
     assert model.FPN.OUT_CHANNELS == 256
-    assert (model.ALRP.DELTA, model.ALRP.TAU) == (1.0, 0.5)
+    assert (model.ALRP.DELTA, model.ALRP.TAU) == (0.0, 0.5)  # DELTA 0: as published
     balance = model.ALRP.SELF_BALANCE
     assert (balance.ENABLED, balance.INIT_WEIGHT, balance.PERIOD) == (True, 50.0, 0)
     if row.loss != "ce":

@@ -13,6 +13,7 @@ if importlib.util.find_spec("alrp") is None:  # run from a checkout that is not 
 
 from alrp.errors import UserError  # noqa: E402
 from alrp.evaluation import (  # noqa: E402
+    MatchSettings,
     Sources,
     evaluate_lrp,
     lrp_summary,
@@ -36,10 +37,10 @@ def parse_args(argv=None):
         "--max-dets", type=int, default=100, help="best detections of an image and class that count"
     )
     args = parser.parse_args(argv)
-    if not 0.0 < args.tau < 1.0:
-        parser.error(f"--tau must lie strictly between 0 and 1, got {args.tau}")
-    if args.max_dets < 1:
-        parser.error(f"--max-dets must be at least 1, got {args.max_dets}")
+    try:
+        MatchSettings(args.tau, args.max_dets)
+    except ValueError as error:
+        parser.error(str(error))
     for name in (args.ground_truth, args.results):
         if args.json and os.path.realpath(args.json) == os.path.realpath(name):
             parser.error(

@@ -102,9 +102,10 @@ def add_alrp_config(cfg: CN) -> None:
     # LOSS_TYPE is published with: "ranked" with aLRP, "weighted_giou" with RS, "smooth_l1" with AP
     # and focal loss.
     cfg.MODEL.ALRP.BOX_LOSS = ""
-    # Half width of the linear part of the smoothed step H, in logit units (paper: delta); 0.5 in
-    # the published RS Loss, 1 in the others.
-    cfg.MODEL.ALRP.DELTA = 1.0
+    # Half width of the linear part of the smoothed step H, in logit units (paper: delta). 0 is what
+    # the LOSS_TYPE is published with: 0.5 with RS, 1 with aLRP and AP. The hard step of RS Loss is
+    # for the Python interface only.
+    cfg.MODEL.ALRP.DELTA = 0.0
     # IoU from which a detection is a true positive; scales the localisation error (paper: tau).
     cfg.MODEL.ALRP.TAU = 0.5
     # Transition from squared to absolute error in deltas; BOX_LOSS "smooth_l1" only. FoveaBox is
@@ -119,8 +120,8 @@ def add_alrp_config(cfg: CN) -> None:
     # Rank the mini-batches of all processes as one, as if one process held the whole batch; as
     # published, each process ranks its own.
     cfg.MODEL.ALRP.GLOBAL_RANKING = False
-    # Node of MODEL with the NUM_CLASSES and IN_FEATURES of the head, such as "RETINANET". Only a
-    # meta-architecture of one's own needs it that descends from none of Detectron2 or this project.
+    # Node of MODEL with the NUM_CLASSES and IN_FEATURES of the head, such as "RETINANET". Needed
+    # only for a meta-architecture that is no subclass of RetinaNet, FoveaBox or GeneralizedRCNN.
     cfg.MODEL.ALRP.HEAD_NODE = ""
 
     # Weight of the box loss (aLRP paper: Sec. 5, self-balancing); not ENABLED: 1.

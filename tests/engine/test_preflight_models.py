@@ -95,7 +95,7 @@ def test_parts_that_an_rcnn_does_not_use_are_not_judged(cfg):
         ("MODEL.RPN.IOU_THRESHOLDS", [0.7, 0.3], "[negative below, positive from]"),
         ("MODEL.RPN.IOU_THRESHOLDS", [0.3, 1.0], "[negative below, positive from]"),
         ("MODEL.RPN.LOSS_WEIGHT", 0.0, "a number > 0"),
-        ("MODEL.ALRP.DELTA", 0.0, "a number in [1e-30, 1e+30]"),
+        ("MODEL.ALRP.DELTA", -1.0, "a number in [0, 1e+30]"),
         ("MODEL.ALRP.TAU", 1.0, "a number in [0, 1)"),
         ("MODEL.ALRP.SELF_BALANCE.PERIOD", -1, "a number >= 0"),
     ],

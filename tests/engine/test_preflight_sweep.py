@@ -99,10 +99,10 @@ def errors_of(name, key, text):
     return [(f.where, f.what) for f in findings if f.severity == "error"]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_each_wrong_value_ends_in_one_error_that_names_the_key(name):
+def count_swept(name, keys):
+    """Number of wrong values, each of which was found to end in one error that names the key."""
     cfg, number = load(name), 0
-    for key in keys_read(name):
+    for key in keys:
         for text in wrong_values(value_of(cfg, key)):
             errors, number = errors_of(name, key, text), number + 1
             if (key, text) in RIGHT:
@@ -110,7 +110,20 @@ def test_each_wrong_value_ends_in_one_error_that_names_the_key(name):
             else:
                 assert len(errors) == 1 and key in " ".join(errors[0]), (key, text, errors)
                 assert "\n" not in "".join(errors[0])
-    assert number > 150
+    return number
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_wrong_value_ends_in_one_error_that_names_the_key(name):
+    assert count_swept(name, keys_read(name)) > 150
+
+
+def test_the_keys_of_rs_loss_are_swept_too(monkeypatch):
+    name = "alrp_retinanet_R_18_FPN_maxiou"
+    monkeypatch.setitem(CONFIGS, name, [*CONFIGS[name], "MODEL.ALRP.LOSS_TYPE", "rs"])
+    keys = [key for key in keys_read(name) if key.startswith("MODEL.ALRP.")]
+    assert {"MODEL.ALRP.DELTA", "MODEL.ALRP.SELF_BALANCE.MAX_WEIGHT"} <= set(keys)
+    assert count_swept(name, keys) > 10
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -192,6 +192,21 @@ def test_scores_are_sigmoids_with_no_unit_for_the_background():
     assert_close(detections[0].pred_boxes.tensor, proposals.proposal_boxes.tensor[[0, 0]])
 
 
+@pytest.mark.parametrize(
+    "name, wrong, message",
+    [
+        ("test_nms_thresh", 1.5, "NMS threshold.*1.5"),
+        ("test_score_thresh", float("nan"), "score threshold.*nan"),
+        ("test_topk_per_image", 0, "number of detections.*0"),
+    ],
+)
+def test_options_of_inference_that_would_lose_or_double_detections_are_refused(
+    name, wrong, message
+):
+    with pytest.raises(ValueError, match=message):
+        predictor(2, **{name: wrong})
+
+
 def test_the_box_head_starts_with_the_published_spread():
     torch.manual_seed(0)
     head = XavierConvFCHead(ShapeSpec(channels=16, height=7, width=7), conv_dims=[], fc_dims=[64])

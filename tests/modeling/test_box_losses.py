@@ -25,6 +25,7 @@ from alrp.modeling import (
     build_head_losses,
 )
 from alrp.modeling.box_losses import matched_iou
+from alrp.modeling.head_losses import HEAD_LOSSES
 
 GT_CLASSES = torch.tensor([0, 3, 2, -1, 1])
 BOX_LOSSES = {
@@ -217,6 +218,28 @@ def test_the_defaults_are_what_is_published(loss_type, box_loss, balance):
     losses = built(LOSS_TYPE=loss_type)
     assert losses.box_loss is None if box_loss is None else type(losses.box_loss) is box_loss
     assert type(losses.self_balance) is balance
+
+
+@pytest.mark.parametrize("loss_type, published", [("alrp", 1.0), ("ap", 1.0), ("rs", 0.5)])
+def test_a_delta_of_zero_is_the_published_one(loss_type, published):
+    assert built(LOSS_TYPE=loss_type).delta == published
+    assert built(LOSS_TYPE=loss_type, DELTA=0.0).delta == published
+    assert HEAD_LOSSES[loss_type](num_classes=3).delta == published
+    assert built(LOSS_TYPE=loss_type, DELTA=2.0).delta == 2.0
+
+
+@pytest.mark.parametrize("loss_type", ["alrp", "ap", "rs"])
+@pytest.mark.parametrize("delta", [-1.0, 1e-40, float("nan")])
+def test_a_delta_out_of_range_is_refused_before_the_first_step(loss_type, delta):
+    with pytest.raises(UserError, match=f"MODEL.ALRP: delta must lie.*but is {delta}"):
+        built(LOSS_TYPE=loss_type, DELTA=delta)
+
+
+def test_only_rs_loss_has_a_hard_step():
+    assert HEAD_LOSSES["rs"](num_classes=3, delta=0.0).delta == 0.0
+    for loss_type in ("alrp", "ap"):
+        with pytest.raises(ValueError, match="delta must lie"):
+            HEAD_LOSSES[loss_type](num_classes=3, delta=0.0)
 
 
 @pytest.mark.parametrize("loss_type", ["alrp", "ap", "rs", "focal"])

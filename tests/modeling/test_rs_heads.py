@@ -82,6 +82,46 @@ def test_published_atss_head(golden, name):
     assert max(golden_gradient_errors(case, predictions)) < 1e-5
 
 
+class CountingLosses(RSHeadLosses):
+    """Counts the searches for positives, each of which waits for a GPU."""
+
+    num_searches = 0
+
+    def positive_rows(self, gt_classes):
+        self.num_searches += 1
+        return super().positive_rows(gt_classes)
+
+
+def test_a_step_looks_for_the_positives_once():
+    losses = CountingLosses(num_classes=2)
+    box = Boxes(torch.tensor([[0.0, 0.0, 9.0, 9.0]]))
+    classes, zeros = torch.tensor([1]), torch.zeros(1, 4)
+    anchor_losses(
+        losses,
+        [box],
+        [torch.zeros(1, 1, 2)],
+        [classes],
+        [zeros[None]],
+        [box.tensor],
+        box2box_transform=TRANSFORM,
+    )
+    assert losses.num_searches == 1
+    head = ALRPFastRCNNOutputLayers(
+        ShapeSpec(channels=8), num_classes=2, head_losses=losses, box2box_transform=TRANSFORM
+    )
+    proposals = Instances((9, 9), proposal_boxes=box, gt_boxes=box, gt_classes=classes)
+    head.losses((torch.zeros(1, 2), zeros.repeat(1, 2)), [proposals])
+    assert losses.num_searches == 2
+
+
+def test_the_rows_of_the_positives_may_be_left_out(generator):
+    logits, classes = torch.randn(4, 2, generator=generator), torch.tensor([2, 1, -1, 0])
+    boxes = torch.tensor([[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 5.0, 5.0]])
+    losses = bridge(2)
+    with_rows = losses(logits, classes, boxes + 1, boxes, rows=torch.tensor([1, 3]))
+    assert losses(logits, classes, boxes + 1, boxes) == with_rows
+
+
 @pytest.mark.parametrize("name", ATSS)
 def test_published_atss_assignment_with_three_anchors_per_location(golden, name):
     case = golden(f"rs_heads/{name}")

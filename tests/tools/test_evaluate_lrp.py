@@ -149,12 +149,21 @@ def test_two_classes_of_one_name_are_refused(main, tmp_path, capsys):
     assert "are both named" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", [["--tau", "1"], ["--tau", "0"], ["--max-dets", "0"]])
-def test_options_outside_their_range_give_status_2(main, capsys, option):
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        (["--tau", "1"], "tau must lie strictly between 0 and 1, got 1.0"),
+        (["--tau", "0"], "tau must lie strictly between 0 and 1, got 0.0"),
+        (["--max-dets", "0"], "max_dets must be at least 1, got 0"),
+    ],
+)
+def test_options_outside_their_range_give_status_2_before_files_are_read(
+    main, capsys, option, message
+):
     with pytest.raises(SystemExit) as stop:
-        main([GROUND_TRUTH, DETECTIONS, *option])
+        main(["no_such_file", DETECTIONS, *option])
     assert stop.value.code == 2
-    assert option[0] in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def _write(tmp_path, **contents):

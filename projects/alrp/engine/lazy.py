@@ -29,7 +29,7 @@ from ..data.datasets.coco_format import class_names, expand_path, register_coco_
 from ..errors import UserError
 from ..head_nodes import HEAD_NODES
 from ..losses import SelfBalance
-from ..modeling import ALRPHeadLosses, APHeadLosses, FocalHeadLosses, RSHeadLosses
+from ..modeling.head_losses import HEAD_LOSSES
 from .checks import check_lazy_config
 from .preflight import report
 from .resuming import ContinuedMetrics, SeededIterations
@@ -44,12 +44,7 @@ from .trainer import (
 _LOGGER = logging.getLogger(__name__)
 
 # Name of the losses' class -> MODEL.ALRP.LOSS_TYPE.
-_LOSS_TYPES = {
-    ALRPHeadLosses.__name__: "alrp",
-    APHeadLosses.__name__: "ap",
-    RSHeadLosses.__name__: "rs",
-    FocalHeadLosses.__name__: "focal",
-}
+_LOSS_TYPES = {losses.__name__: name for name, losses in HEAD_LOSSES.items()}
 
 # What as_cfg_node, the training and the evaluation read of every config.
 _NEEDED = (

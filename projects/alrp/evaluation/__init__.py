@@ -18,6 +18,7 @@ _MODULE_OF = {
     "DetectionColumns": "coco_input",
     "Sources": "coco_input",
     "ClassMatches": "coco_matching",
+    "MatchSettings": "coco_matching",
     "evaluate_lrp": "coco_matching",
     "match_detections": "coco_matching",
     "lrp_summary": "report",

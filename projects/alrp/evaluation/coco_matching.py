@@ -10,6 +10,7 @@ import io
 import logging
 import numpy as np
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -25,7 +26,7 @@ from .coco_input import (
     ground_truth_boxes,
     ids_in_order,
 )
-from .lrp import OptimalLRP, check_tau, optimal_lrp
+from .lrp import OptimalLRP, check_matching_tau, optimal_lrp
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -46,12 +47,24 @@ class ClassMatches(NamedTuple):
     num_gt: int
 
 
-class MatchSettings(NamedTuple):
-    """How detections are matched; see :func:`match_detections`."""
+@dataclass(frozen=True)
+class MatchSettings:
+    """How detections are matched; see :func:`match_detections`.
+
+    Raises:
+        ValueError: on a value outside its range.
+    """
 
     tau: float = 0.5
     max_dets: int = 100
     area_range: tuple[float, float] = ALL_AREAS
+
+    def __post_init__(self) -> None:
+        check_matching_tau(self.tau)
+        if self.max_dets < 1:
+            raise ValueError(f"max_dets must be at least 1, got {self.max_dets}.")
+        if self.area_range[0] > self.area_range[1]:
+            raise ValueError(f"area_range must be (lowest, highest), got {tuple(self.area_range)}.")
 
 
 def match_detections(
@@ -84,7 +97,6 @@ def match_detections(
         ValueError: on an argument outside its range.
     """
     settings = MatchSettings(tau, max_dets, area_range)
-    _check_settings(settings)
     check_ground_truth(dataset, sources)
     return match_boxes(dataset, detection_boxes(results, dataset, sources), settings, image_ids)
 
@@ -173,15 +185,6 @@ class _PairMatches(NamedTuple):
     num_gt: np.ndarray
 
 
-def _check_settings(settings: MatchSettings) -> None:
-    tau, max_dets, area_range = settings
-    check_tau(tau)
-    if max_dets < 1:
-        raise ValueError(f"max_dets must be at least 1, got {max_dets}.")
-    if area_range[0] > area_range[1]:
-        raise ValueError(f"area_range must be (lowest, highest), got {tuple(area_range)}.")
-
-
 def _ranked_and_capped(pairs: np.ndarray, scores: np.ndarray, max_dets: int) -> np.ndarray:
     """Positions of the ``max_dets`` best detections of each pair, by pair, then by rank."""
     order = np.lexsort((-scores, pairs))  # stable: equal scores keep their order in the file
@@ -208,7 +211,6 @@ def _match_pairs(
     boxes to match, but spares it the many pairs in which there is nothing to match. Ids are
     renumbered from 1, since it takes the id 0 for "no match".
     """
-    tau, max_dets, area_range = settings
     gt_order = np.argsort(ground_truths.pairs, kind="stable")  # by pair, in file order inside
     gt, gt_pairs = ground_truths.boxes.select(gt_order), ground_truths.pairs[gt_order]
     num_pairs = int(gt_pairs[-1]) + 1
@@ -222,9 +224,9 @@ def _match_pairs(
         )
         coco_eval.params.imgIds = list(range(num_pairs))
         coco_eval.params.catIds = [1]
-        coco_eval.params.iouThrs = np.array([tau])
-        coco_eval.params.areaRng = [list(area_range)]
-        coco_eval.params.maxDets = [max_dets]
+        coco_eval.params.iouThrs = np.array([settings.tau])
+        coco_eval.params.areaRng = [list(settings.area_range)]
+        coco_eval.params.maxDets = [settings.max_dets]
         coco_eval.evaluate()
     matched_ids = [result["dtMatches"][0].astype(np.int64) for result in coco_eval.evalImgs]
     matched_ious = []

@@ -97,7 +97,7 @@ def lrp_error(matched_ious, num_fp: int, num_fn: int, *, tau: float = 0.5) -> LR
     ious = _vector("matched_ious", matched_ious, np.float64)
     if np.isnan(ious).any():
         raise ValueError("lrp_error: matched_ious holds NaN; pass the IoUs of true positives only.")
-    check_tau(tau)
+    check_matching_tau(tau)
     _check_ious(ious, tau)
     if num_fp < 0 or num_fn < 0:
         raise ValueError(f"lrp_error: counts must be >= 0, got num_fp={num_fp}, num_fn={num_fn}.")
@@ -137,7 +137,7 @@ def lrp_curve(scores, matched_ious, ignored, num_gt: int, *, tau: float = 0.5) -
         )
     if not np.isfinite(scores).all():
         raise ValueError("lrp_curve: scores holds NaN or Inf; pass finite scores.")
-    check_tau(tau)
+    check_matching_tau(tau)
     order = np.argsort(-scores, kind="stable")
     scores, ious, flags = scores[order], ious[order], flags[order]
     is_tp = ~np.isnan(ious) & ~flags
@@ -218,7 +218,7 @@ def _vector(name: str, values, dtype) -> np.ndarray:
     return array
 
 
-def check_tau(tau: float) -> None:
+def check_matching_tau(tau: float) -> None:
     """Raise a ValueError unless ``tau`` is in (0, 1)."""
     if not 0.0 < tau < 1.0:
         raise ValueError(f"tau must lie strictly between 0 and 1, got {tau}.")

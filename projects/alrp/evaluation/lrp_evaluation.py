@@ -13,7 +13,6 @@ from ..errors import UserError
 from .average_precision import APEvaluator
 from .coco_input import DetectionColumns, detection_boxes
 from .coco_matching import MatchSettings, lrp_by_name, match_boxes
-from .lrp import check_tau
 from .report import METRICS, lrp_summary, lrp_table, write_summary
 
 _LOGGER = logging.getLogger(__name__)
@@ -64,11 +63,8 @@ class LRPEvaluator(APEvaluator):
             raise ValueError(
                 f"LRPEvaluator evaluates boxes, got tasks {tuple(tasks)}; pass None or ('bbox',)."
             )
-        check_tau(tau)
-        if max_dets_per_image is not None and max_dets_per_image < 1:
-            raise ValueError(
-                f"LRPEvaluator: max_dets_per_image must be at least 1, got {max_dets_per_image}."
-            )
+        max_dets = 100 if max_dets_per_image is None else max_dets_per_image
+        self._settings = MatchSettings(tau, max_dets)
         super().__init__(
             dataset_name,
             ("bbox",),
@@ -78,7 +74,6 @@ class LRPEvaluator(APEvaluator):
             use_fast_impl=False,
             allow_cached_coco=allow_cached_coco,
         )
-        self._tau = tau
         # The parent saves predictions where it finds an output directory; once is enough.
         self._lrp_output_dir, self._output_dir = output_dir, None
 
@@ -100,11 +95,11 @@ class LRPEvaluator(APEvaluator):
             return
         dataset = self._coco_api.dataset
         detections = detection_boxes(self._detection_columns(predictions), dataset)
-        settings = MatchSettings(self._tau, self._max_dets_per_image[-1])
-        matches = match_boxes(dataset, detections, settings, img_ids)
-        per_class = lrp_by_name(dataset, matches, self._tau)
+        tau = self._settings.tau
+        matches = match_boxes(dataset, detections, self._settings, img_ids)
+        per_class = lrp_by_name(dataset, matches, tau)
         summary = lrp_summary(per_class)
-        _LOGGER.info(f"LRP error of boxes at tau {self._tau:g}:\n{lrp_table(summary)}")
+        _LOGGER.info(f"LRP error of boxes at tau {tau:g}:\n{lrp_table(summary)}")
         if self._lrp_output_dir:
             os.makedirs(self._lrp_output_dir, exist_ok=True)
             write_summary(summary, os.path.join(self._lrp_output_dir, "lrp_results.json"))

@@ -1,7 +1,7 @@
 """Ranking losses for object detection, for any PyTorch project: Detectron2 is not needed.
 
-The package imports PyTorch only. On the CPU it also uses numba (and NumPy, which numba needs) if it
-is installed, and is several times as fast with it.
+It needs PyTorch only. On the CPU it also uses numba and NumPy if both are installed, and is then
+several times as fast.
 """
 
 from .alrp_loss import ALRPLoss, ALRPLossOutput, alrp_loss

@@ -38,6 +38,12 @@ def checked_logits(logits: Tensor, targets: Tensor, delta: float) -> Tensor:
             f"targets must be integers in {{1, 0, -1}}, but are {targets.dtype}; "
             "convert them with .to(torch.int8)."
         )
+    check_delta(delta)
+    return logits.to(result_dtype(logits))
+
+
+def check_delta(delta: float) -> None:
+    """Raise a ValueError unless ``delta`` is in ``DELTA_RANGE``."""
     if not DELTA_RANGE[0] <= delta <= DELTA_RANGE[1]:
         raise ValueError(
             "delta must lie between {:g} and {:g}, but is {}; the published value is 1.0 (0.5 for "
@@ -45,7 +51,6 @@ def checked_logits(logits: Tensor, targets: Tensor, delta: float) -> Tensor:
                 *DELTA_RANGE, delta
             )
         )
-    return logits.to(result_dtype(logits))
 
 
 def result_dtype(tensor: Tensor) -> torch.dtype:

@@ -39,7 +39,7 @@ def localization_error(
             "pred_boxes and gt_boxes must both be (P, 4), but are "
             f"{tuple(pred_boxes.shape)} and {tuple(gt_boxes.shape)}; pass matched pairs row by row."
         )
-    check_tau(tau)
+    check_localization_tau(tau)
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps must be a finite number >= 0, but is {eps}; the default is 1e-6.")
     dtype = torch.promote_types(pred_boxes.dtype, torch.float32)
@@ -57,7 +57,7 @@ def localization_error(
     return (1.0 - giou) / (2.0 * (1.0 - tau))
 
 
-def check_tau(tau: float) -> None:
+def check_localization_tau(tau: float) -> None:
     """Raise a ValueError unless ``tau`` is in [0, 1)."""
     if not 0 <= tau < 1:
         raise ValueError(f"tau must be in [0, 1), but is {tau}; the published value is 0.5.")

@@ -177,13 +177,7 @@ def _mean(total: Tensor, size: Tensor | int, group: dist.ProcessGroup | None) ->
     return own + (all_total / all_size - own.detach())
 
 
-# MODEL.ALRP.LOSS_TYPE -> its published box loss; box loss -> its published balance.
-_PUBLISHED_BOX_LOSS = {
-    "alrp": "ranked",
-    "ap": "smooth_l1",
-    "rs": "weighted_giou",
-    "focal": "smooth_l1",
-}
+# Box loss -> its published balance.
 _PUBLISHED_BALANCE = {
     "ranked": "period",
     "weighted_giou": "iteration",
@@ -192,8 +186,12 @@ _PUBLISHED_BALANCE = {
 }
 
 
-def build_box_loss(cfg) -> tuple[BoxLoss | None, nn.Module | float | None]:
+def build_box_loss(cfg, published: str) -> tuple[BoxLoss | None, nn.Module | float | None]:
     """Box loss by ``MODEL.ALRP.BOX_LOSS``, and its balance by ``MODEL.ALRP.SELF_BALANCE``.
+
+    Args:
+        cfg: with the keys of :func:`alrp.add_alrp_config`.
+        published: the box loss that a ``BOX_LOSS`` of "" stands for.
 
     Returns:
         tuple[BoxLoss | None, nn.Module | float | None]: the loss, or None for the localisation part
@@ -205,7 +203,7 @@ def build_box_loss(cfg) -> tuple[BoxLoss | None, nn.Module | float | None]:
         ValueError: for a number out of range.
     """
     alrp = cfg.MODEL.ALRP
-    name = alrp.BOX_LOSS or _PUBLISHED_BOX_LOSS[alrp.LOSS_TYPE]
+    name = alrp.BOX_LOSS or published
     _check_choice("MODEL.ALRP.BOX_LOSS", name, _PUBLISHED_BALANCE)
     if name == "ranked" and alrp.LOSS_TYPE != "alrp":
         raise UserError(

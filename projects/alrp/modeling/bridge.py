@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 from ..losses import ALRPLossOutput, SelfBalance
+from ..losses.inputs import check_delta
 from .box_losses import BoxLoss, IterationBalance
 
 _LOGGER = logging.getLogger(__name__)
@@ -48,10 +49,14 @@ class HeadLosses(nn.Module, ABC):
             for 1. A ``SelfBalance`` balances the two parts of aLRP only.
         prefix: of the names of logged scalars.
 
+    Attributes:
+        published_box_loss: ``MODEL.ALRP.BOX_LOSS`` that the classification loss is published with.
+
     Raises:
         ValueError: if the parts do not fit together.
     """
 
+    published_box_loss: str
     # Whether the classification loss reads decoded boxes, whatever the box loss does.
     _ranks_by_boxes = False
 
@@ -89,6 +94,7 @@ class HeadLosses(nn.Module, ABC):
         expected: Tensor,
         *,
         deltas: tuple[Tensor, Tensor] | None = None,
+        rows: Tensor | None = None,
         num_images: int = 1,
     ) -> dict[str, Tensor]:
         """Losses of Q candidates, P of them positive.
@@ -104,6 +110,8 @@ class HeadLosses(nn.Module, ABC):
             expected: (P, 4) the ground truth in the same form.
             deltas: what the head predicts and the ground truth in the same form, (P, 4) each;
                 needed if both ``compares_boxes`` and ``compares_deltas``.
+            rows: (P,) int64, what :meth:`positive_rows` returns, if the caller has it already;
+                finding the rows again would wait for a GPU.
             num_images: that the candidates are of; only :class:`FocalHeadLosses` reads it.
 
         Returns:
@@ -119,7 +127,10 @@ class HeadLosses(nn.Module, ABC):
             box_loss = classification.ranked.loc
         else:
             pair = deltas if self.compares_boxes and self.compares_deltas else (predicted, expected)
-            scores = self._scores(pred_logits, gt_classes) if self.box_loss.reads_scores else None
+            scores = None
+            if self.box_loss.reads_scores:
+                rows = self.positive_rows(gt_classes) if rows is None else rows
+                scores = _best_scores(pred_logits, rows)
             box_loss = self.box_loss(*pair, scores, group=self._group())
         weight = self._weight(classification, box_loss)
         self._log(len(expected), self_balance_weight=weight, **classification.scalars)
@@ -156,11 +167,6 @@ class HeadLosses(nn.Module, ABC):
         return targets.scatter_(
             1, column, torch.where(self._is_positive(gt_classes), 1, ignored)[:, None]
         ).flatten()
-
-    @torch.no_grad()
-    def _scores(self, pred_logits: Tensor, gt_classes: Tensor) -> Tensor:
-        """(P,) greatest score of each positive over all classes."""
-        return pred_logits[self.positive_rows(gt_classes)].float().sigmoid().amax(1)
 
     def _group(self) -> dist.ProcessGroup | None:
         """The processes whose mini-batches count as one; None for this process alone."""
@@ -227,6 +233,12 @@ class HeadLosses(nn.Module, ABC):
             )
 
 
+@torch.no_grad()
+def _best_scores(pred_logits: Tensor, rows: Tensor) -> Tensor:
+    """(P,) greatest score of each of the rows over all classes."""
+    return pred_logits[rows].float().sigmoid().amax(1)
+
+
 def _check_logits(pred_logits: Tensor, num_classes: int) -> None:
     if pred_logits.dim() == 2 and pred_logits.shape[1] == num_classes:
         return
@@ -261,14 +273,29 @@ class RankingHeadLosses(HeadLosses):
     """Losses of a head whose rows of one call are all ranked together.
 
     Args:
-        delta: half width of the smoothed step, in logit units.
+        delta: half width of the smoothed step, in logit units, 1e-30 to 1e30; None for
+            ``published_delta``.
         global_ranking: rank the mini-batches of all processes as one, instead of each its own.
         kwargs: of :class:`HeadLosses`.
+
+    Attributes:
+        published_delta: that the classification loss is published with.
+
+    Raises:
+        ValueError: if ``delta`` is out of range, or the parts do not fit together.
     """
 
-    def __init__(self, *, delta: float = 1.0, global_ranking: bool = False, **kwargs) -> None:
+    published_delta = 1.0
+    # Whether a delta of 0 is the hard step.
+    _has_hard_step = False
+
+    def __init__(
+        self, *, delta: float | None = None, global_ranking: bool = False, **kwargs
+    ) -> None:
         super().__init__(**kwargs)
-        self.delta = delta
+        self.delta = self.published_delta if delta is None else delta
+        if self.delta != 0 or not self._has_hard_step:
+            check_delta(self.delta)
         self.global_ranking = global_ranking
 
     def _group(self) -> dist.ProcessGroup | None:

@@ -8,15 +8,15 @@ from detectron2.structures import Boxes, Instances
 
 
 def check_test_options(
-    *, score_thresh: float, nms_thresh: float, topk_candidates: int, max_detections: int
+    *, score_thresh: float, nms_thresh: float, max_detections: int, topk_candidates: int = 1
 ) -> None:
     """Refuse options of inference with which detections are lost or doubled without a word.
 
     Args:
         score_thresh: least score of a detection.
         nms_thresh: IoU from which NMS suppresses.
-        topk_candidates: candidates that NMS sees.
         max_detections: per image, after NMS.
+        topk_candidates: candidates that NMS sees; for a head with such a limit.
 
     Raises:
         ValueError: unless the thresholds are in [0, 1] and the numbers at least 1.

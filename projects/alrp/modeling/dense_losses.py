@@ -56,5 +56,10 @@ def anchor_losses(
     if head_losses.compares_boxes:
         boxes = decode_in_anchor_frame(box2box_transform, pred_deltas, anchors, gt_boxes)
     return head_losses(
-        pred_logits, gt_classes, *(boxes or deltas), deltas=deltas, num_images=num_images
+        pred_logits,
+        gt_classes,
+        *(boxes or deltas),
+        deltas=deltas,
+        rows=rows,
+        num_images=num_images,
     )

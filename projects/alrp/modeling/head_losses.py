@@ -6,7 +6,7 @@ from fvcore.nn import sigmoid_focal_loss
 
 from ..errors import UserError
 from ..losses import alrp_loss, ap_loss, localization_error, rs_loss
-from ..losses.localization import check_tau
+from ..losses.localization import check_localization_tau
 from .box_losses import BoxLoss, SmoothL1Loss, WeightedGIoULoss, build_box_loss, matched_iou
 from .bridge import ClassificationLoss, HeadLosses, RankingHeadLosses
 
@@ -23,11 +23,12 @@ class ALRPHeadLosses(RankingHeadLosses):
         kwargs: of :class:`RankingHeadLosses`.
     """
 
+    published_box_loss = "ranked"
     _ranks_by_boxes = True
 
     def __init__(self, *, tau: float = 0.5, box_loss: BoxLoss | None = None, **kwargs) -> None:
         super().__init__(box_loss=box_loss, **kwargs)
-        check_tau(tau)
+        check_localization_tau(tau)
         self.tau = tau
 
     def _classify(self, pred_logits, gt_classes, predicted, expected, num_images):
@@ -55,6 +56,8 @@ class APHeadLosses(RankingHeadLosses):
         kwargs: of :class:`RankingHeadLosses`.
     """
 
+    published_box_loss = "smooth_l1"
+
     def __init__(
         self, *, smooth_l1_beta: float = 1.0, box_loss: BoxLoss | None = None, **kwargs
     ) -> None:
@@ -73,15 +76,20 @@ class RSHeadLosses(RankingHeadLosses):
     The IoU is that of the boxes as they are predicted in this step, and gets no gradient.
 
     Args:
-        delta: of :class:`RankingHeadLosses`; 0.5 as published.
+        delta: of :class:`RankingHeadLosses`, or 0 for the hard step; None for 0.5, as published.
         box_loss: None for :class:`WeightedGIoULoss`, as published; with an
             :class:`IterationBalance` as ``self_balance``.
         kwargs: of :class:`RankingHeadLosses`.
     """
 
+    published_box_loss = "weighted_giou"
+    published_delta = 0.5
+    _has_hard_step = True
     _ranks_by_boxes = True
 
-    def __init__(self, *, delta: float = 0.5, box_loss: BoxLoss | None = None, **kwargs) -> None:
+    def __init__(
+        self, *, delta: float | None = None, box_loss: BoxLoss | None = None, **kwargs
+    ) -> None:
         super().__init__(delta=delta, box_loss=box_loss or WeightedGIoULoss(), **kwargs)
 
     def _classify(self, pred_logits, gt_classes, predicted, expected, num_images):
@@ -112,6 +120,8 @@ class FocalHeadLosses(HeadLosses):
         kwargs: of :class:`HeadLosses`.
     """
 
+    published_box_loss = "smooth_l1"
+
     def __init__(
         self,
         *,
@@ -133,6 +143,15 @@ class FocalHeadLosses(HeadLosses):
         )
         loss = total / (len(predicted) + num_images)
         return ClassificationLoss(loss, loss, {})
+
+
+# MODEL.ALRP.LOSS_TYPE -> the losses of that name.
+HEAD_LOSSES: dict[str, type[HeadLosses]] = {
+    "alrp": ALRPHeadLosses,
+    "ap": APHeadLosses,
+    "rs": RSHeadLosses,
+    "focal": FocalHeadLosses,
+}
 
 
 def build_head_losses(
@@ -157,25 +176,27 @@ def build_head_losses(
             meaning.
     """
     alrp = cfg.MODEL.ALRP
-    if alrp.LOSS_TYPE not in ("alrp", "ap", "rs", *(["focal"] if focal else [])):
+    losses = HEAD_LOSSES.get(alrp.LOSS_TYPE)
+    if losses is None or (losses is FocalHeadLosses and not focal):
         raise UserError(
             'MODEL.ALRP.LOSS_TYPE must be "rs", "alrp" or "ap", or for a FoveaBox also "focal", '
             f'but is "{alrp.LOSS_TYPE}".'
         )
     try:
-        box_loss, balance = build_box_loss(cfg)
+        box_loss, balance = build_box_loss(cfg, losses.published_box_loss)
         options = {
             "num_classes": num_classes,
             "box_loss": box_loss,
             "self_balance": balance,
             "prefix": prefix,
         }
-        if alrp.LOSS_TYPE == "focal":
-            return FocalHeadLosses(**options, **focal)
-        options.update(delta=alrp.DELTA, global_ranking=alrp.GLOBAL_RANKING)
-        if alrp.LOSS_TYPE in ("ap", "rs"):
-            return (APHeadLosses if alrp.LOSS_TYPE == "ap" else RSHeadLosses)(**options)
-        return ALRPHeadLosses(tau=alrp.TAU if tau is None else tau, **options)
+        if losses is FocalHeadLosses:
+            options.update(focal)
+        else:
+            options.update(delta=alrp.DELTA or None, global_ranking=alrp.GLOBAL_RANKING)
+        if losses is ALRPHeadLosses:
+            options.update(tau=alrp.TAU if tau is None else tau)
+        return losses(**options)
     except UserError:
         raise
     except ValueError as error:

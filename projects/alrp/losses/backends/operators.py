@@ -42,14 +42,8 @@ def survey(logits: Tensor, targets: Tensor, values: Tensor, most: float = math.i
     # Counts are exact: up to 2^53 in float64, up to 2^24 in float32.
     dtype = accumulation_dtype(logits.device)
     counts = torch.stack([fact.to(dtype) for fact in facts]).tolist()
-    num_positives, num_bad_logits, num_bad_errors, num_negative_errors = map(int, counts[:4])
-    return Survey(
-        _indices_of_marked(is_positive, num_positives),
-        num_bad_logits,
-        num_bad_errors,
-        num_negative_errors,
-        largest=counts[4],
-    )
+    num_positives, *num_refused = map(int, counts[:4])  # in the order of Survey's fields
+    return Survey(_indices_of_marked(is_positive, num_positives), *num_refused, largest=counts[4])
 
 
 def _indices_of_marked(marks: Tensor, num_marked: int) -> Tensor:

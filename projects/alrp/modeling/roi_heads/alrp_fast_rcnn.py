@@ -17,6 +17,7 @@ from detectron2.structures import Instances
 
 from ..box_regression import BoxDeltaTransform
 from ..bridge import RankingHeadLosses, keep_checkpoint_names
+from ..dense_inference import check_test_options
 from ..head_losses import build_head_losses
 from ..targets import matched_classes
 
@@ -40,6 +41,10 @@ class ALRPFastRCNNOutputLayers(FastRCNNOutputLayers):
             kwargs: of :class:`FastRCNNOutputLayers`; ``box2box_transform`` is a
                 ``BoxDeltaTransform``. ``loss_weight`` applies to both losses. Options of
                 Detectron2's own losses, such as ``smooth_l1_beta``, have no effect.
+
+        Raises:
+            ValueError: if a threshold in test is outside [0, 1] or the number of detections below
+                1.
         """
         super().__init__(input_shape, num_classes=num_classes, **kwargs)
         self.head_losses = head_losses
@@ -47,6 +52,11 @@ class ALRPFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.cls_score = nn.Linear(self.cls_score.in_features, num_classes)
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.constant_(self.cls_score.bias, 0)
+        check_test_options(
+            score_thresh=self.test_score_thresh,
+            nms_thresh=self.test_nms_thresh,
+            max_detections=self.test_topk_per_image,
+        )
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -82,7 +92,9 @@ class ALRPFastRCNNOutputLayers(FastRCNNOutputLayers):
             deltas = pred_deltas, self.box2box_transform.get_deltas(boxes, gt_boxes)
         if self.head_losses.compares_boxes:
             decoded = self.box2box_transform.apply_deltas(pred_deltas, boxes), gt_boxes
-        losses = self.head_losses(pred_logits, gt_classes, *(decoded or deltas), deltas=deltas)
+        losses = self.head_losses(
+            pred_logits, gt_classes, *(decoded or deltas), deltas=deltas, rows=rows
+        )
         return {name: self.loss_weight.get(name, 1.0) * loss for name, loss in losses.items()}
 
     def predict_probs(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]):
