@@ -42,8 +42,9 @@ def survey(logits: Tensor, targets: Tensor, values: Tensor, most: float = math.i
     # Counts are exact: up to 2^53 in float64, up to 2^24 in float32.
     dtype = accumulation_dtype(logits.device)
     counts = torch.stack([fact.to(dtype) for fact in facts]).tolist()
-    num_positives, *num_refused = map(int, counts[:4])  # in the order of Survey's fields
-    return Survey(_indices_of_marked(is_positive, num_positives), *num_refused, largest=counts[4])
+    num_positives, bad_logits, bad_values, outside = map(int, counts[:4])
+    positives = _indices_of_marked(is_positive, num_positives)
+    return Survey(positives, bad_logits, bad_values, outside, counts[4])
 
 
 def _indices_of_marked(marks: Tensor, num_marked: int) -> Tensor:

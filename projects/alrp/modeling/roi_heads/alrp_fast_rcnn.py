@@ -43,8 +43,7 @@ class ALRPFastRCNNOutputLayers(FastRCNNOutputLayers):
                 Detectron2's own losses, such as ``smooth_l1_beta``, have no effect.
 
         Raises:
-            ValueError: if a threshold in test is outside [0, 1] or the number of detections below
-                1.
+            ValueError: if a threshold in test is outside [0, 1], or the number of detections 0.
         """
         super().__init__(input_shape, num_classes=num_classes, **kwargs)
         self.head_losses = head_losses
@@ -55,7 +54,8 @@ class ALRPFastRCNNOutputLayers(FastRCNNOutputLayers):
         check_test_options(
             score_thresh=self.test_score_thresh,
             nms_thresh=self.test_nms_thresh,
-            max_detections=self.test_topk_per_image,
+            # Below 0 there is no limit, as in the parent.
+            max_detections=1 if self.test_topk_per_image < 0 else self.test_topk_per_image,
         )
 
     @classmethod
