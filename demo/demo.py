@@ -31,6 +31,7 @@ from alrp.engine.checks import check_config, check_device
 from alrp.engine.preflight import report
 from alrp.errors import UserError
 from alrp.files import read_json
+from alrp.head_nodes import head_node
 
 RESULTS = Path("inference", "lrp_results.json")  # what an evaluation leaves beside the weights
 CONFIDENCE = 0.5  # least score drawn if nothing better is known
@@ -174,6 +175,13 @@ def run(args) -> None:
     findings = check_config(cfg, for_training=False) + check_device(cfg, for_training=False)
     report(finding for finding in findings if finding.severity == "error")
     names = class_names((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN))
+    node = head_node(cfg)
+    count = cfg.MODEL[node].NUM_CLASSES if node else None
+    if names and count is not None and len(names) != count:
+        raise UserError(
+            f"MODEL.{node}.NUM_CLASSES: the model has {count} classes, but the dataset has "
+            f"{len(names)} ({', '.join(names[:8])}); name the dataset it was trained on."
+        )
     scores = least_scores(args, cfg.MODEL.WEIGHTS, names or [])
     model, mapper = build_trained_model(cfg, names), build_mapper(cfg, is_train=False)
     os.makedirs(args.output, exist_ok=True)

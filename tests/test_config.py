@@ -94,3 +94,18 @@ def test_reading_a_config_leaves_safe_load_of_the_process_as_it_is(write):
     assert load_config(write(f"INPUT:\n  MIN_SIZE_TRAIN: {text}\n")).INPUT.MIN_SIZE_TRAIN == (1, 2)
     with pytest.raises(yaml.constructor.ConstructorError):
         yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("in_base", [False, True])
+def test_a_key_that_stands_twice_is_refused(write, in_base):
+    path = write("SOLVER: {MAX_ITER: 5}\nSEED: 1\nSOLVER: {BASE_LR: 0.1}\n", "twice.yaml")
+    if in_base:
+        path = write(f'_BASE_: "{path}"\n')
+    with pytest.raises(UserError, match="twice.yaml, line 3, holds the key 'SOLVER' a second time"):
+        load_config(path)
+
+
+def test_a_file_that_builds_on_itself_is_refused(write):
+    path = write('_BASE_: "config.yaml"\n')
+    with pytest.raises(UserError, match="leads back"):
+        load_config(path)

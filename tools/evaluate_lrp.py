@@ -42,7 +42,7 @@ def parse_args(argv=None):
     except ValueError as error:
         parser.error(str(error))
     for name in (args.ground_truth, args.results):
-        if args.json and os.path.realpath(args.json) == os.path.realpath(name):
+        if args.json is not None and os.path.realpath(args.json) == os.path.realpath(name):
             parser.error(
                 f"--json names the input {name}, which it would replace; name another file"
             )
@@ -62,7 +62,7 @@ def main(argv=None) -> int:
             sources=Sources(args.ground_truth, args.results),
         )
         summary = lrp_summary(per_class)
-        if args.json:
+        if args.json is not None:
             write_summary(summary, args.json)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

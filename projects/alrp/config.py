@@ -15,6 +15,7 @@ from . import data, modeling  # noqa: F401  registration only
 from .errors import UserError
 
 _TUPLE_TAG = "tag:yaml.org,2002:python/tuple"
+_MAP_TAG = "tag:yaml.org,2002:map"
 # What Detectron2 raises for keys and values that do not fit.
 _MERGE_ERRORS = (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError)
 
@@ -42,25 +43,33 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CN:
         cfg.MODEL.DEVICE = "cpu"
     try:
         if config_file:
-            with _tuples_as_data():
+            with _strict_safe_load():
                 cfg.merge_from_file(config_file, allow_unsafe=False)
         cfg.merge_from_list(overrides or [])
     except yaml.constructor.ConstructorError as error:
         raise UserError(_tag_mistake(config_file, error)) from error
+    except RecursionError as error:
+        raise UserError(
+            f"config: the _BASE_ of {config_file!r} leads back to a file that builds on it; let "
+            "it name a file that does not."
+        ) from error
     except (*_MERGE_ERRORS, yaml.YAMLError) as error:
         raise UserError(_config_mistake(config_file, error)) from error
     return cfg
 
 
 @contextmanager
-def _tuples_as_data() -> Iterator[None]:
-    """Let ``yaml.safe_load`` read tuples; every other Python tag runs code and stays refused.
+def _strict_safe_load() -> Iterator[None]:
+    """Let ``yaml.safe_load`` read tuples, and refuse keys that stand twice.
+
+    Every other Python tag runs code and stays refused. Of a repeated key YAML keeps the last value.
 
     Detectron2 calls ``yaml.safe_load``, which takes no loader. What it reads elsewhere in the
     process is not changed.
     """
     before = yaml.SafeLoader.yaml_constructors
-    yaml.SafeLoader.yaml_constructors = {**before, _TUPLE_TAG: _construct_tuple}
+    own = {_TUPLE_TAG: _construct_tuple, _MAP_TAG: _construct_map}
+    yaml.SafeLoader.yaml_constructors = {**before, **own}
     try:
         yield
     finally:
@@ -69,6 +78,19 @@ def _tuples_as_data() -> Iterator[None]:
 
 def _construct_tuple(loader: yaml.SafeLoader, node: yaml.Node) -> tuple:
     return tuple(loader.construct_sequence(node, deep=True))
+
+
+def _construct_map(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Iterator[dict]:
+    seen: set = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value in seen:
+            mark = key.start_mark
+            raise ValueError(
+                f"{mark.name}, line {mark.line + 1}, holds the key {key.value!r} a second time, so "
+                "that its first value would be lost; write it once"
+            )
+        seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+    yield from loader.construct_yaml_map(node)
 
 
 def _config_mistake(config_file: str, error: Exception) -> str:

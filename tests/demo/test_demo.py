@@ -301,6 +301,19 @@ def test_wrong_keys_are_named_without_a_traceback(demo, tmp_path, capsys, key, v
     assert f"error: {key}: " in capsys.readouterr().err
 
 
+def test_a_dataset_of_another_number_of_classes_is_refused(demo, tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.bmp")
+    file = tmp_path / "four.json"
+    categories = [{"id": i, "name": name} for i, name in enumerate("abcd", start=1)]
+    file.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    arguments = ["--config-file", CONFIG, "--input", str(tmp_path / "a.bmp")]
+    arguments += ["--output", str(tmp_path / "out"), "--opts", "DATASETS.COCO_FORMAT"]
+    arguments += [f"[['four', '{file}', '{tmp_path}']]", "DATASETS.TEST", "('four',)"]
+    assert demo.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "error: MODEL.RETINANET.NUM_CLASSES: the model has 3 classes, but the dataset" in said
+
+
 @pytest.mark.parametrize("confidence", ["nan", "-0.1", "50", "half"])
 def test_a_confidence_that_is_no_score_is_refused(demo, capsys, confidence):
     arguments = ["--config-file", CONFIG, "--input", "a.png", "--output", "out"]

@@ -231,3 +231,11 @@ def test_nothing_is_made_without_a_warning(tmp_path, capsys):
     report([])
     write_log([], str(tmp_path / "run"))
     assert capsys.readouterr().err == "" and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("names", [(), ("a", "b")])
+def test_expected_results_are_those_of_one_test_set(cfg, names):
+    cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", 40.0, 0.5]]
+    cfg.DATASETS.TEST = names
+    (finding,) = check_config(cfg, for_training=True)
+    assert finding.where == "TEST.EXPECTED_RESULTS" and f"got {len(names)}" in finding.what

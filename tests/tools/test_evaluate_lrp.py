@@ -189,6 +189,12 @@ def _pair():
     return dataset, [{k: a[k] for k in keys} | {"score": 0.9} for a in dataset["annotations"]]
 
 
+def test_an_empty_name_of_the_output_is_refused(main, tmp_path, capsys):
+    dataset, results = _pair()
+    assert main([*_write(tmp_path, gt=dataset, dt=results), "--json", ""]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("is_input", [0, 1], ids=["ground truth", "results"])
 def test_an_output_that_is_an_input_is_refused(main, tmp_path, capsys, is_input):
     dataset, results = _pair()

@@ -106,4 +106,8 @@ def _check_expected_results(cfg: CfgNode) -> list[Finding]:
             what = f"expected entries [task, metric, value, tolerance], but got {entry!r}"
             fix = "write one such as ['bbox', 'AP', 40.0, 0.5]"
             return [Finding("error", "TEST.EXPECTED_RESULTS", what, fix)]
+    if cfg.TEST.EXPECTED_RESULTS and len(cfg.DATASETS.TEST) != 1:
+        what = f"expected one dataset in DATASETS.TEST, but got {len(cfg.DATASETS.TEST)}"
+        fix = 'name one, or set TEST.EXPECTED_RESULTS "[]"'
+        return [Finding("error", "TEST.EXPECTED_RESULTS", what, fix)]
     return []
