@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import numpy as np
 import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,11 @@ from hypothesis import settings
 TESTS_ROOT = Path(__file__).resolve().parent
 if str(TESTS_ROOT) not in sys.path:
     sys.path.insert(0, str(TESTS_ROOT))
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would the commands
+# that they start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("local", deadline=None, max_examples=40)
 settings.register_profile("ci", deadline=None, max_examples=40, derandomize=True)
