@@ -130,7 +130,7 @@ def test_an_unknown_component_lists_the_choices(fail, key, wrong, listed):
 @pytest.mark.parametrize(
     "key, wrong, expected",
     [
-        ("MODEL__ALRP__DELTA", 0.0, "a number in [1e-30, 1e+30]"),
+        ("MODEL__ALRP__DELTA", -1.0, "a number in [0, 1e+30]"),
         ("MODEL__ALRP__TAU", 1.0, "a number in [0, 1)"),
         ("MODEL__ATSS__TOPK", 0, "a number in [1, 1000000]"),
         ("MODEL__RETINANET__SCORE_THRESH_TEST", 2.0, "a number in [0, 1)"),
