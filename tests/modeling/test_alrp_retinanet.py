@@ -344,5 +344,5 @@ def test_two_processes_train_through_edge_batches(two_processes, name, num_class
     _, _, state = ranks[0]
     if name.startswith("alrp"):
         # Two of the first three steps have positives on either rank and end the period of 2.
-        assert state["head_losses.self_balance.count"] == 1
-        assert state["head_losses.self_balance.weight"] != 50.0
+        assert state["ranking_losses.self_balance.count"] == 1
+        assert state["ranking_losses.self_balance.weight"] != 50.0

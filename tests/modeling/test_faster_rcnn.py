@@ -147,7 +147,7 @@ def test_two_processes_train_through_edge_batches(two_processes, name, num_class
 @pytest.mark.parametrize("part", ["proposal_generator", "roi_heads.box_predictor"])
 def test_two_processes_count_a_step_in_which_either_has_positives(two_processes, part):
     _, _, state = two_processes[0]["alrp", 3]
-    prefix = f"{part}.head_losses.self_balance"
+    prefix = f"{part}.ranking_losses.self_balance"
     # Two of the first three steps end the period of 2; the fourth begins the next.
     assert state[f"{prefix}.count"] == 1
     assert state[f"{prefix}.weight"] != 50.0
