@@ -22,6 +22,8 @@ TESTS_ROOT = Path(__file__).resolve().parent
 if str(TESTS_ROOT) not in sys.path:
     sys.path.insert(0, str(TESTS_ROOT))
 
+from helpers.emulated_gpu import EmulatedGPU  # noqa: E402
+
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would the commands
 # that they start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -32,17 +34,19 @@ settings.register_profile("ci", deadline=None, max_examples=40, derandomize=True
 settings.load_profile("ci" if os.environ.get("CI", "").lower() == "true" else "local")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
-    for item in items:
-        if item.get_closest_marker("cuda"):
-            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+@pytest.fixture(autouse=True)
+def _cuda(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Emulate a GPU for tests marked ``cuda`` where there is none."""
+    if request.node.get_closest_marker("cuda") and not torch.cuda.is_available():
+        with EmulatedGPU():
+            yield
+    else:
+        yield
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Run the test on the CPU and, where there is one, on a CUDA device."""
+    """Run the test on the CPU and on a CUDA device, which is emulated where there is none."""
     return torch.device(request.param)
 
 
