@@ -19,19 +19,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from detectron2.modeling import build_model
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 
 from alrp.data.dataset_mapper import build_mapper
-from alrp.data.datasets.coco_format import class_names
 from alrp.data.images import read_image
-from alrp.engine import CheckedCheckpointer, setup_config
-from alrp.engine.checks import check_config, check_device
-from alrp.engine.preflight import report
+from alrp.engine import load_trained_model, setup_config
 from alrp.errors import UserError
 from alrp.files import read_json
-from alrp.head_nodes import head_node
 
 RESULTS = Path("inference", "lrp_results.json")  # what an evaluation leaves beside the weights
 CONFIDENCE = 0.5  # least score drawn if nothing better is known
@@ -140,19 +135,6 @@ def why_nothing(instances, least: torch.Tensor) -> str:
     )
 
 
-def build_trained_model(cfg, names: list | None = None) -> torch.nn.Module:
-    """The model in eval mode, with a checkpoint that must fit it and the names of its classes."""
-    weights = cfg.MODEL.WEIGHTS
-    if not weights or ("://" not in weights and not os.path.isfile(weights)):
-        raise UserError(
-            f"MODEL.WEIGHTS: expected the checkpoint of a trained model, but got {weights!r}; add "
-            "--opts MODEL.WEIGHTS FILE at the end."
-        )
-    model = build_model(cfg).eval()
-    CheckedCheckpointer(model, class_names=names).load(weights)
-    return model
-
-
 def draw(image: np.ndarray, instances, names: list) -> np.ndarray:
     """Picture of the detections in an RGB image, enlarged if the image is small."""
     classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
@@ -172,18 +154,9 @@ def run(args) -> None:
     """Detect and draw; UserError if something given does not fit."""
     paths = output_paths(args.input, args.output)
     cfg = setup_config(args)
-    findings = check_config(cfg, for_training=False) + check_device(cfg, for_training=False)
-    report(finding for finding in findings if finding.severity == "error")
-    names = class_names((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN))
-    node = head_node(cfg)
-    count = cfg.MODEL[node].NUM_CLASSES if node else None
-    if names and count is not None and len(names) != count:
-        raise UserError(
-            f"MODEL.{node}.NUM_CLASSES: the model has {count} classes, but the dataset has "
-            f"{len(names)} ({', '.join(names[:8])}); name the dataset it was trained on."
-        )
+    model, names = load_trained_model(cfg)
     scores = least_scores(args, cfg.MODEL.WEIGHTS, names or [])
-    model, mapper = build_trained_model(cfg, names), build_mapper(cfg, is_train=False)
+    mapper = build_mapper(cfg, is_train=False)
     os.makedirs(args.output, exist_ok=True)
     for name, path in paths.items():
         picture = read_image(name, "RGB")

@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "evaluation": frozenset({"coco", "errors", "files"}),
     "checkpoint": frozenset({"config", "losses", "errors", "files", "head_nodes"}),
     "vis": frozenset({"errors", "files"}),
+    "export": frozenset({"errors", "files"}),
     "config": frozenset({"modeling", "data", "errors", "files"}),
     "engine": ANY | {"errors", "files", "memory", "head_nodes", "coco", ""},
 }

@@ -3,6 +3,7 @@
 from ..checkpoint import CheckedCheckpointer
 from .command import argument_parser, run_command, setup_config
 from .dry_run import dry_run
+from .trained_model import load_trained_model
 from .trainer import Trainer
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Trainer",
     "argument_parser",
     "dry_run",
+    "load_trained_model",
     "run_command",
     "setup_config",
 ]

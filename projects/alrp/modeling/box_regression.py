@@ -49,7 +49,8 @@ class BoxDeltaTransform:
         """
         deltas = deltas.to(torch.promote_types(deltas.dtype, torch.float32))
         size, center = _size_and_center(boxes.to(deltas.dtype))
-        deltas = deltas.view(len(deltas), deltas.shape[1] // 4, 4) / deltas.new_tensor(self.weights)
+        # Not by len(), which would fix the number of boxes in a traced model.
+        deltas = deltas.unflatten(1, (-1, 4)) / deltas.new_tensor(self.weights)
         center = deltas[..., :2] * size[:, None] + center[:, None]
         scale = deltas[..., 2:].clamp(-_SCALE_CLAMP, _SCALE_CLAMP).exp()
         half = 0.5 * scale * size[:, None]

@@ -76,6 +76,13 @@ class HeadLosses(nn.Module, ABC):
         self.prefix = prefix
         self._values_checked = self._warned = False
 
+    def __prepare_scriptable__(self):
+        """Called by ``torch.jit.script``, also for a model that holds this module."""
+        raise NotImplementedError(
+            "detectors with ranking losses cannot be scripted, because their losses and matchers "
+            "read values as Python numbers; export them by tracing: tools/export_model.py."
+        )
+
     @property
     def compares_boxes(self) -> bool:
         """Whether :meth:`forward` takes decoded boxes; else what the head predicts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from detectron2.structures import Boxes, Instances
@@ -61,7 +62,9 @@ def decode_best_anchors(
         Instances: with "pred_boxes", "scores" and "pred_classes".
     """
     # Scores far from 0 saturate and tie; then the lowest index wins.
-    order = pred_scores.amax(1).sort(descending=True, stable=True).indices
+    # ONNX lacks a stable sort by name, but its TopK, which sort() becomes there, is stable.
+    options = {} if torch.onnx.is_in_onnx_export() else {"stable": True}
+    order = pred_scores.amax(1).sort(descending=True, **options).indices
     top_anchors = order[:topk_candidates]
     pred_scores = pred_scores[top_anchors]
     boxes = Boxes(

@@ -100,7 +100,8 @@ class ALRPFastRCNNOutputLayers(FastRCNNOutputLayers):
     def predict_probs(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]):
         """As the parent: per image (R_i, K + 1) scores, the last column 0 for the background."""
         scores = F.pad(predictions[0].sigmoid(), (0, 1))
-        return scores.split([len(p) for p in proposals])
+        # Not by len(), which would fix the number of proposals in a traced model.
+        return scores.split([p.proposal_boxes.tensor.shape[0] for p in proposals])
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -1,0 +1,49 @@
+"""A trained model as a config describes it."""
+
+from __future__ import annotations
+
+import os
+from torch import nn
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from ..checkpoint import CheckedCheckpointer
+from ..data.datasets.coco_format import class_names
+from ..errors import UserError
+from ..head_nodes import head_node
+from .checks import check_config, check_device
+from .preflight import report
+
+
+def load_trained_model(cfg: CfgNode) -> tuple[nn.Module, list[str] | None]:
+    """The model in eval mode with the weights of ``MODEL.WEIGHTS``, which must fit it.
+
+    Args:
+        cfg: of :func:`alrp.engine.setup_config`.
+
+    Returns:
+        tuple: the model, and the names of its classes by those of ``DATASETS``, None if unknown.
+
+    Raises:
+        UserError: if a key is wrong, or if weights, model and dataset do not fit together.
+    """
+    findings = check_config(cfg, for_training=False) + check_device(cfg, for_training=False)
+    report(finding for finding in findings if finding.severity == "error")
+    names = class_names((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN))
+    node = head_node(cfg)
+    count = cfg.MODEL[node].NUM_CLASSES if node else None
+    if names and count is not None and len(names) != count:
+        raise UserError(
+            f"MODEL.{node}.NUM_CLASSES: the model has {count} classes, but the dataset has "
+            f"{len(names)} ({', '.join(names[:8])}); name the dataset it was trained on."
+        )
+    weights = cfg.MODEL.WEIGHTS
+    if not weights or ("://" not in weights and not os.path.isfile(weights)):
+        raise UserError(
+            f"MODEL.WEIGHTS: expected the checkpoint of a trained model, but got {weights!r}; add "
+            "--opts MODEL.WEIGHTS FILE at the end."
+        )
+    model = build_model(cfg).eval()
+    CheckedCheckpointer(model, class_names=names).load(weights)
+    return model, names
