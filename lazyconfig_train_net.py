@@ -18,12 +18,13 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from alrp.data.datasets.coco_format import class_names
-from alrp.engine import CheckedCheckpointer, argument_parser, dry_run, run_command
+from alrp.engine import CheckedCheckpointer, argument_parser, dry_run
 from alrp.engine.lazy import (
     as_cfg_node,
+    build_lazy_evaluator,
     build_lazy_parts,
-    check_and_convert,
     evaluate_lazy,
+    run_lazy_command,
     setup_lazy_config,
     train_lazy,
 )
@@ -41,16 +42,16 @@ def main(args):
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="alrp")
 
     if args.eval_only:
+        evaluator = build_lazy_evaluator(cfg)
         model = instantiate(cfg.model).to(cfg.train.device)
         checkpointer = CheckedCheckpointer(
             model, cfg.train.output_dir, class_names=class_names(as_cfg_node(cfg).DATASETS.TEST)
         )
         checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
-        evaluate_lazy(cfg, model)
+        evaluate_lazy(cfg, model, evaluator)
     else:
         train_lazy(cfg, resume=args.resume)
 
 
 if __name__ == "__main__":
-    args = argument_parser().parse_args()
-    sys.exit(run_command(main, args, setup=check_and_convert, is_complete=False))
+    sys.exit(run_lazy_command(main, argument_parser().parse_args()))

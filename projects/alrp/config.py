@@ -96,6 +96,8 @@ def _construct_map(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Iterator[
 def _config_mistake(config_file: str, error: Exception) -> str:
     # str() of a KeyError is the repr of its message.
     message = str(error.args[0] if isinstance(error, KeyError) else error).strip().rstrip(".")
+    if isinstance(error, (AttributeError, TypeError)):  # where Detectron2 looks for keys
+        message = f"{config_file!r}, or a _BASE_ of it, is empty or holds something else than keys"
     return (
         f"config: {message}. Check --config-file {config_file!r} and the KEY VALUE pairs, "
         "which must come after all --options."

@@ -129,3 +129,14 @@ def test_class_names_come_from_the_annotation_file_by_id(tmp_path):
     MetadataCatalog.get(name).set(json_file=str(path), image_root=str(tmp_path))
     assert class_names([f"{name}_unknown", name]) == ["first", "last"]
     assert class_names([f"{name}_unknown"]) is None
+
+
+@pytest.mark.parametrize(
+    "content", [[], {}, {"categories": 5}, {"categories": [{"id": 1}]}, {"categories": [5]}]
+)
+def test_faulty_categories_are_named(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content))
+    register_coco_format(_cfg([NAMES[0], str(path), "/a"]))
+    with pytest.raises(UserError, match=f"dataset '{NAMES[0]}', {path}: expected"):
+        class_names(NAMES[:1])

@@ -145,3 +145,21 @@ def test_what_replaces_an_image_without_result_follows_from_its_place(workers):
 def test_a_mapper_that_makes_nothing_of_any_image_is_named():
     with pytest.raises(UserError, match="the mapper made None of 1000 images in a row"):
         batches(0, 1, mapper=lambda record: None)
+
+
+def test_records_without_a_size_are_grouped_by_what_the_mapper_adds():
+    records = [{"image_id": i, "annotations": []} for i in range(NUM_IMAGES)]
+    with collected_streams() as streams:
+        loader = with_places(
+            build_detection_train_loader(
+                records,
+                mapper=lambda record: {**record, "width": 8 if record["image_id"] % 3 else 4}
+                | {"height": 6},
+                sampler=SAMPLERS["shuffled"](),
+                total_batch_size=BATCH,
+                num_workers=0,
+            )
+        )
+    assert streams == []
+    for batch in islice(loader, 5):
+        assert len({record["width"] for record in batch}) == 1

@@ -53,6 +53,8 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(command
     expected, found = (torch.load(folder / "model_final.pth") for folder in (whole, killed))
     assert found["iteration"] == TINY["SOLVER__MAX_ITER"] - 1
     assert found.pop("class_names") == expected.pop("class_names")  # no text in assert_close
+    sets = [s["trainer"]["hooks"]["SeededIterations"].pop("datasets") for s in (found, expected)]
+    assert sets[0] == sets[1]
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     rows = [json.loads(line) for line in (killed / "metrics.json").read_text().splitlines()]
     losses = [json.loads(line) for line in (whole / "metrics.json").read_text().splitlines()]

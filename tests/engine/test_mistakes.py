@@ -148,7 +148,9 @@ def test_a_number_out_of_range(fail, tmp_path, key, wrong, expected):
 
 
 @pytest.mark.parametrize(
-    "text, said", [("MODEL: [", "config: "), ("SOLVER: {BASE_LR: {X: 1}}", "config: ")]
+    "text, said",
+    [("MODEL: [", ""), ("SOLVER: {BASE_LR: {X: 1}}", "")]
+    + [(text, "or a _BASE_ of it, is empty or") for text in ("", "- a", "word", "MODEL: 5")],
 )
 def test_a_config_file_that_is_not_one(train_net, capsys, tmp_path, text, said):
     path = tmp_path / "config.yaml"
@@ -156,7 +158,7 @@ def test_a_config_file_that_is_not_one(train_net, capsys, tmp_path, text, said):
     args = default_argument_parser().parse_args(["--config-file", str(path)])
     assert run_command(train_net.main, args) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {said}") and str(path) in error
+    assert error.startswith("error: config: ") and str(path) in error and said in error
 
 
 def test_a_lazy_config_is_sent_to_its_own_command(train_net, capsys):
@@ -187,6 +189,37 @@ def test_an_output_folder_that_is_a_file(fail, tmp_path):
     (tmp_path / "output").write_text("mine")
     assert "cannot be written" in fail()
     assert (tmp_path / "output").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "log.txt", "metrics.json", "model_final.pth"])
+def test_a_folder_in_place_of_a_file_of_the_run(fail, tmp_path, name):
+    (tmp_path / "output" / name).mkdir(parents=True)
+    assert f"output/{name} to be a file that you may write to" in fail()
+
+
+def test_a_file_in_place_of_the_folder_of_results(fail, tmp_path):
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "inference").touch()
+    assert "output/inference to be a folder that you may write to" in fail()
+
+
+def test_weights_at_an_address_that_holds_none(fail, tmp_path):
+    assert "checkpoint catalog://none: model not present" in fail(MODEL__WEIGHTS="catalog://none")
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_folder_in_place_of_weights(fail, tmp_path):
+    assert "or is no file" in fail(MODEL__WEIGHTS=tmp_path)
+
+
+def test_an_expected_result_that_no_evaluation_gives(fail):
+    message = fail(TEST__EXPECTED_RESULTS=[["bbox", "AP99", 40.0, 0.5]], SOLVER__MAX_ITER=1)
+    assert "there is no result 'AP99' of 'bbox'; the evaluation gives {'bbox': ['AP'" in message
+
+
+def test_no_config_at_all(train_net, capsys):
+    assert run_command(train_net.main, default_argument_parser().parse_args([])) == 1
+    assert "--config-file is missing" in capsys.readouterr().err
 
 
 def test_resuming_an_evaluation_without_a_checkpoint(fail, tmp_path):

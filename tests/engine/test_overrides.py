@@ -116,6 +116,19 @@ def test_an_epoch_is_that_of_the_dataset_that_the_loader_reads(train):
     assert period(train(WithOwnDataset)) == 2  # 7 images in batches of 4
 
 
+class WithoutDatasets(Trainer):  # the loader is all that there is
+    @classmethod
+    def build_train_loader(cls, cfg):
+        records = get_detection_dataset_dicts(cfg.DATASETS.COCO_FORMAT[0][0])
+        loader = build_detection_train_loader(cfg, dataset=records)
+        return [next(iter(loader))] * 2
+
+
+def test_a_loader_of_ones_own_needs_no_dataset(train, shapes):
+    overrides = {"DATASETS__TRAIN": (), "MODEL__ALRP__SELF_BALANCE__PERIOD": 5}
+    assert period(train(WithoutDatasets, **overrides)) == 5
+
+
 class WithOwnParts(Trainer):  # optimizers as in Panoptic-DeepLab and DensePose
     @classmethod
     def build_model(cls, cfg):

@@ -54,6 +54,16 @@ def test_a_right_config_gives_no_finding(cfg, for_training):
     assert check(cfg, for_training=for_training) == []
 
 
+def test_a_warm_up_beyond_the_end_is_warned_of(cfg):
+    cfg.SOLVER.WARMUP_ITERS = 101
+    _assert_one(cfg, "warning", "SOLVER.WARMUP_ITERS", "longer than the training, which ends at")
+
+
+def test_an_expected_task_that_is_not_evaluated_is_warned_of(cfg):
+    cfg.TEST.EXPECTED_RESULTS = [["segm", "AP", 40.0, 0.5]]
+    _assert_one(cfg, "warning", "TEST.EXPECTED_RESULTS", "['bbox', 'lrp'], but ['segm']")
+
+
 def test_nothing_is_made_and_no_random_number_is_drawn(cfg, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg.OUTPUT_DIR = "output"
@@ -189,7 +199,7 @@ def test_a_missing_gpu_is_found(cfg, for_training):
 
 
 def test_steps_beyond_the_end_are_a_warning(cfg):
-    cfg.SOLVER.MAX_ITER = 90
+    cfg.SOLVER.MAX_ITER = cfg.SOLVER.WARMUP_ITERS = 90
     _assert_one(cfg, "warning", "SOLVER.STEPS", "[95] lie at or beyond the end, iteration 90")
 
 

@@ -207,7 +207,7 @@ def test_a_lazy_model_that_reads_values_in_its_constructor_is_not_refused():
     file = LazyConfig.load(str(CONFIGS / "COCO-Detection" / "alrp_retinanet_R_50_FPN_ATSS_1x.py"))
     file.model.backbone.bottom_up = LazyCall(SwinTransformer)(depths=[1, 1, 1, 1])
     file.model.backbone.in_features = ["p1", "p2", "p3"]
-    assert check_lazy_config(file, as_cfg_node(file), file, for_training=True) == []
+    assert check_lazy_config(file, file, for_training=True) == []
 
 
 def test_files_of_proposals_are_refused_because_they_are_unpickled(cfg):

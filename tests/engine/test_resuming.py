@@ -133,6 +133,24 @@ def test_a_loader_of_another_kind_is_said_to_start_anew(train, caplog):
     assert "starts anew" in caplog.text
 
 
+def test_nothing_left_to_train_is_said(train, caplog):
+    overrides = {"DATASETS__TEST": (), "SOLVER__MAX_ITER": 2}
+    train(**overrides)
+    with caplog.at_level(logging.WARNING, "alrp"):
+        train("--resume", **{**overrides, "SOLVER__MAX_ITER": 1})
+    assert "has done 2 iterations of 1 (SOLVER.MAX_ITER): nothing is left" in caplog.text
+
+
+def test_other_training_sets_of_a_resumed_run_are_named(train, shapes, caplog):
+    overrides = {"DATASETS__TEST": (), "SOLVER__MAX_ITER": 2}
+    train(stop=1, **overrides)
+    others = {**overrides, "DATASETS__TRAIN": (f"{shapes.name}_val",)}
+    with caplog.at_level(logging.WARNING, "alrp"):
+        train("--resume", **others)
+    assert f"on 12 images of ['{shapes.name}_train']" in caplog.text
+    assert f"with 4 of ['{shapes.name}_val']" in caplog.text
+
+
 def test_metrics_have_each_iteration_once(train, tmp_path):
     class Often(Trainer):
         def build_hooks(self):

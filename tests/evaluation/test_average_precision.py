@@ -9,11 +9,11 @@ import torch
 
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from detectron2.structures import Boxes, Instances
 
 from alrp.errors import UserError
-from alrp.evaluation import APEvaluator, LRPEvaluator
+from alrp.evaluation import APEvaluator, LRPEvaluator, with_completed_annotations
 
 
 @pytest.fixture
@@ -151,3 +151,21 @@ def test_an_annotation_file_that_has_changed_is_read_and_checked_anew(register, 
     (tmp_path / f"{name}.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
         APEvaluator(name, distributed=False)
+
+
+def test_the_evaluators_of_detectron2_may_be_completed_too(register):
+    boxes, scores = [[0, 5, 20, 10], [30, 5, 20, 9]], [0.9, 0.8]
+    name = register(without(dataset(), "area", "iscrowd"))
+    ap, other = COCOEvaluator(name), LRPEvaluator(name)
+    evaluators = DatasetEvaluators([ap, other])
+    assert with_completed_annotations(evaluators) is evaluators
+    complete = evaluate(COCOEvaluator(register(dataset())), boxes, scores)
+    assert evaluate(evaluators, boxes, scores)["bbox"]["AP"] == complete["bbox"]["AP"]
+
+
+def test_masks_that_the_model_does_not_predict_are_named(register):
+    content = dataset()
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = [[0, 5, 20, 5, 20, 15]]
+    with pytest.raises(UserError, match="the model predicts none; take 'segm' out"):
+        evaluate(APEvaluator(register(content), ("bbox", "segm")), [[0, 5, 20, 10]], [0.9])

@@ -9,6 +9,7 @@ from typing import Any, Sequence
 import torch
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
 from ..files import replacing
@@ -113,12 +114,13 @@ class CheckedCheckpointer(DetectionCheckpointer):
                 "no checkpoint: MODEL.WEIGHTS is empty, and random weights are no result; set "
                 "MODEL.WEIGHTS to a file."
             )
+        fetch_checkpoint(path)
         try:
             return super().load(path, *args, **kwargs)
         except UserError:
             raise
         except (AssertionError, OSError, ValueError) as error:
-            raise UserError(f"checkpoint {path}: {error} Correct MODEL.WEIGHTS.") from error
+            raise UserError(_wrong_path(path, error)) from error
         finally:
             self._parsed_url_during_load = None  # Detectron2 leaves it behind after an error
 
@@ -232,6 +234,26 @@ class CheckedCheckpointer(DetectionCheckpointer):
             )
         if set(saved) == set(present):
             self.logger.warning(f"{message}: the classifier starts with its classes exchanged.")
+
+
+def fetch_checkpoint(path: str) -> None:
+    """Download what an address stands for, to where Detectron2 finds it; a plain path is left.
+
+    Raises:
+        UserError: if there is nothing at the address.
+    """
+    if "://" not in path:
+        return
+    try:
+        PathManager.get_local_path(path.split("?")[0])
+    except UserError:
+        raise
+    except Exception as error:  # each kind of address raises its own
+        raise UserError(_wrong_path(path, error)) from error
+
+
+def _wrong_path(path: str, error: Exception) -> str:
+    return f"checkpoint {path}: {str(error).strip().rstrip('.!')}. Correct MODEL.WEIGHTS."
 
 
 def last_checkpoint(folder: str) -> str | None:

@@ -4,7 +4,13 @@ The check before a training, the data loader, the evaluators and ``tools/evaluat
 it, so that a file that passes one of them passes the others. Needs NumPy only.
 """
 
-from .annotation_rules import Purpose, check_annotations, check_fields, check_meaning
+from .annotation_rules import (
+    Purpose,
+    check_annotations,
+    check_categories,
+    check_fields,
+    check_meaning,
+)
 from .completion import completed
 from .findings import Finding, raise_errors
 from .result_rules import check_result_boxes, check_results
@@ -13,6 +19,7 @@ __all__ = [
     "Finding",
     "Purpose",
     "check_annotations",
+    "check_categories",
     "check_fields",
     "check_meaning",
     "check_result_boxes",

@@ -85,6 +85,15 @@ def check_fields(where: str, content: object, purpose: Purpose) -> list[Finding]
     ]
 
 
+def check_categories(where: str, content: object) -> list[Finding]:
+    """As :func:`check_annotations`, of the categories alone, which need ids and names."""
+    if not isinstance(content, dict):
+        return check_fields(where, content, Purpose())
+    fields = _fields("categories", Purpose(images=True))
+    findings = _check_list(where, content, "categories", fields)
+    return findings or _check_names(where, content["categories"])
+
+
 def check_meaning(where: str, content: dict, purpose: Purpose) -> list[Finding]:
     """As :func:`check_annotations`, of content in which :func:`check_fields` found nothing."""
     annotations = content.get("annotations", [])

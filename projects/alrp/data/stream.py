@@ -130,7 +130,9 @@ def with_places(loader: Iterable) -> Iterable:
         loader: of this process; the other processes make the same call.
 
     Returns:
-        ``loader``. The stream that was put into it is noted by :func:`collected_streams`.
+        ``loader``. The stream that was put into it is noted by :func:`collected_streams`. Without
+        ``width`` and ``height`` in the records, images cannot be grouped before they are read, and
+        the loader stays as it is.
     """
     is_grouped, node = False, loader
     while node is not None and not isinstance(node, ToIterableDataset):
@@ -144,6 +146,8 @@ def with_places(loader: Iterable) -> Iterable:
     is_wide = None
     if is_grouped:
         records = node.dataset._dataset  # of a MapDataset, whose images would have to be read
+        if any("width" not in record or "height" not in record for record in records):
+            return loader  # which groups by what the mapper adds
         is_wide = [record["width"] > record["height"] for record in records]
     stream = ImageStream(node.sampler, node.shard_chunk_size, len(node.dataset), is_wide)
     node.sampler, node.shard_sampler = stream, False

@@ -10,9 +10,9 @@ import torch
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
-from detectron2.utils.file_io import PathManager
 
-from ..checkpoint import TorchvisionPathHandler, last_checkpoint
+from ..checkpoint import fetch_checkpoint, last_checkpoint
+from ..coco import Finding
 from ..config import load_config
 from ..data.datasets.coco_format import expand_path, register_coco_format
 from ..errors import UserError
@@ -45,6 +45,10 @@ def setup_config(args) -> CfgNode:
     Raises:
         UserError: if the file or an override does not fit, see :func:`alrp.config.load_config`.
     """
+    if not args.config_file and not args.opts:
+        raise UserError(
+            "--config-file is missing; name a YAML file, such as one in configs/COCO-Detection."
+        )
     cfg = load_config(args.config_file, args.opts)
     cfg.OUTPUT_DIR = expand_path(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     cfg.MODEL.WEIGHTS = expand_path(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
@@ -59,6 +63,7 @@ def run_command(
     setup: Callable[[argparse.Namespace], CfgNode] = setup_config,
     *,
     is_complete: bool = True,
+    rephrase: Callable[[str], str] = str,
 ) -> int:
     """Check the config, launch ``main(args)`` in every process, and report errors of the user.
 
@@ -69,6 +74,7 @@ def run_command(
         setup: function of ``args`` that gives the config to check.
         is_complete: whether all that the run is built from is in that config; otherwise only
             device, datasets, batch and rates are checked, and ``setup`` checks the rest.
+        rephrase: what messages are passed through before they are shown.
 
     Returns:
         int: 0; 1 after a message on standard error; 130 after Ctrl-C and 143 after SIGTERM.
@@ -77,7 +83,7 @@ def run_command(
     try:
         _check_dry_run(args)
         cfg = setup(args)
-        _check(cfg, args, is_complete)
+        _check(cfg, args, is_complete, rephrase)
         launch(main, args)
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, Terminated)
@@ -88,7 +94,8 @@ def run_command(
         if failure is None:
             raise
         hint = _resume_hint(cfg, args) if failure.from_outside else ""
-        return _fail(failure.message.rstrip(".") + hint if hint else failure.message)
+        message = failure.message.rstrip(".") + hint if hint else failure.message
+        return _fail(rephrase(message))
     return 0
 
 
@@ -116,7 +123,7 @@ def _resume_hint(cfg: CfgNode | None, args) -> str:
     )
 
 
-def _check(cfg: CfgNode, args, is_complete: bool) -> None:
+def _check(cfg: CfgNode, args, is_complete: bool, rephrase: Callable[[str], str]) -> None:
     """Everything that can be checked before a process or an output folder is made."""
     _check_processes(cfg, args)
     options = {
@@ -126,7 +133,9 @@ def _check(cfg: CfgNode, args, is_complete: bool) -> None:
     if is_complete:
         options["without_overrides"] = _without_overrides(args)
     check = preflight.check if is_complete else preflight.check_surroundings
-    findings = check(cfg, **options)
+    findings = [
+        Finding(f.severity, *map(rephrase, (f.where, f.what, f.fix))) for f in check(cfg, **options)
+    ]
     preflight.report(findings)
     _check_output_dir(cfg.OUTPUT_DIR)
     _check_weights(cfg, args)
@@ -153,17 +162,22 @@ def _check_weights(cfg: CfgNode, args) -> None:
             + (f" and {cfg.OUTPUT_DIR} holds none to --resume" if args.resume else "")
             + "; add MODEL.WEIGHTS FILE, or --resume with the OUTPUT_DIR of a training run."
         )
-    if weights.startswith(TorchvisionPathHandler.PREFIX):
-        PathManager.get_local_path(weights)  # here, and not in every process
-    elif weights and "://" not in weights and not os.path.exists(weights.split("?")[0]):
+    if "://" in weights:
+        fetch_checkpoint(weights)  # here, and not in every process
+    elif weights and not os.path.isfile(weights.split("?")[0]):
         raise UserError(
-            f"MODEL.WEIGHTS {weights!r} does not exist; correct the path, or set it to '' to start "
-            "training from random weights."
+            f"MODEL.WEIGHTS {weights!r} does not exist, or is no file; correct the path, or set it "
+            "to '' to start training from random weights."
         )
 
 
+# What a run writes into OUTPUT_DIR.
+_FILES = ("config.yaml", "last_checkpoint", "log.txt", "metrics.json", "model_final.pth")
+_FOLDERS = ("inference",)
+
+
 def _check_output_dir(output_dir: str) -> None:
-    """``OUTPUT_DIR`` can be made or written to; nothing is made here."""
+    """``OUTPUT_DIR`` and what it holds can be made or written to; nothing is made here."""
     if not output_dir:
         raise UserError('OUTPUT_DIR: expected a folder, but got ""; set OUTPUT_DIR to one.')
     present = os.path.abspath(output_dir)
@@ -174,6 +188,16 @@ def _check_output_dir(output_dir: str) -> None:
             f"OUTPUT_DIR: {output_dir!r} cannot be written: {present} is no folder that you may "
             "write to; set OUTPUT_DIR to another one."
         )
+    for name in (*_FILES, *_FOLDERS):
+        path = os.path.join(output_dir, name)
+        if not os.path.exists(path):
+            continue
+        if os.path.isdir(path) == (name in _FILES) or not os.access(path, os.W_OK):
+            kind = "file" if name in _FILES else "folder"
+            raise UserError(
+                f"OUTPUT_DIR: expected {path} to be a {kind} that you may write to; remove it, or "
+                "set OUTPUT_DIR to another folder."
+            )
 
 
 def _check_processes(cfg: CfgNode, args) -> None:

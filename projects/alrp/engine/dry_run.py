@@ -73,7 +73,9 @@ def _parameters(model: nn.Module) -> str:
     return f"{total:,}, {trained:,} of them trained"
 
 
-def _schedule(cfg: CfgNode, num_images: int) -> dict[str, str]:
+def _schedule(cfg: CfgNode, num_images: int | None) -> dict[str, str]:
+    if num_images is None:
+        return {"schedule": f"{cfg.SOLVER.MAX_ITER:,} iterations"}
     per_epoch = epoch_length(num_images, cfg.SOLVER.IMS_PER_BATCH)
     epochs = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH / num_images
     return {

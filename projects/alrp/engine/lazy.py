@@ -7,15 +7,15 @@ Detectron2, and optionally ``dataloader.coco_format``, a list like ``DATASETS.CO
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from typing import Any, Callable, Iterator
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, default_writers, hooks
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
     PROPOSAL_GENERATOR_REGISTRY,
@@ -27,10 +27,12 @@ from ..checkpoint import CheckedCheckpointer
 from ..config import add_alrp_config
 from ..data.datasets.coco_format import class_names, expand_path, register_coco_format
 from ..errors import UserError
+from ..evaluation import with_completed_annotations
 from ..head_nodes import HEAD_NODES
 from ..losses import SelfBalance
 from ..modeling.head_losses import HEAD_LOSSES
-from .checks import check_lazy_config
+from .checks import check_complete, check_lazy_config, check_lazy_values, in_lazy_names
+from .command import run_command
 from .preflight import report
 from .resuming import ContinuedMetrics, SeededIterations
 from .trainer import (
@@ -45,31 +47,6 @@ _LOGGER = logging.getLogger(__name__)
 
 # Name of the losses' class -> MODEL.ALRP.LOSS_TYPE.
 _LOSS_TYPES = {losses.__name__: name for name, losses in HEAD_LOSSES.items()}
-
-# What as_cfg_node, the training and the evaluation read of every config.
-_NEEDED = (
-    "model._target_",
-    "optimizer._target_",
-    "optimizer.lr",
-    "optimizer.params",
-    "lr_multiplier",
-    "dataloader.train.total_batch_size",
-    "dataloader.train.dataset.names",
-    "dataloader.train.mapper",
-    "dataloader.test.dataset.names",
-    "dataloader.test.mapper",
-    "dataloader.evaluator",
-    "train.amp.enabled",
-    "train.checkpointer",
-    "train.ddp",
-    "train.device",
-    "train.eval_period",
-    "train.init_checkpoint",
-    "train.log_period",
-    "train.max_iter",
-    "train.output_dir",
-)
-_ABSENT = object()
 
 
 def setup_lazy_config(args) -> DictConfig:
@@ -99,17 +76,23 @@ def setup_lazy_config(args) -> DictConfig:
         cfg = LazyConfig.apply_overrides(cfg, args.opts or [])
     except UserError:
         raise
-    except Exception as error:  # a config is Python code, and hydra documents no exceptions
+    except (Exception, SystemExit) as error:  # a config is Python code, hydra documents no errors
         raise UserError(
             f"config: {type(error).__name__}: {str(error).strip().rstrip('.')}. Check "
             f"--config-file {args.config_file!r}, which must be a Python LazyConfig (train_net.py "
             "takes YAML), and the path.key=value overrides, which must come after all --options."
         ) from error
-    _check_complete(cfg, args.config_file)
+    check_complete(cfg, args.config_file)
+    report(check_lazy_values(cfg))
     for key in ("output_dir", "init_checkpoint"):
         cfg.train[key] = expand_path(cfg.train[key] or "", f"train.{key}")
     register_coco_format(as_cfg_node(cfg))
     return cfg
+
+
+def run_lazy_command(main: Callable, args) -> int:
+    """As ``run_command``, for a LazyConfig, whose keys the messages name."""
+    return run_command(main, args, check_and_convert, is_complete=False, rephrase=in_lazy_names)
 
 
 def check_and_convert(args) -> CfgNode:
@@ -123,7 +106,7 @@ def check_and_convert(args) -> CfgNode:
     """
     cfg = setup_lazy_config(args)
     node, file = as_cfg_node(cfg), LazyConfig.load(args.config_file)
-    report(check_lazy_config(cfg, node, file, for_training=not args.eval_only))
+    report(check_lazy_config(cfg, file, for_training=not args.eval_only))
     return node
 
 
@@ -144,7 +127,7 @@ def as_cfg_node(cfg: DictConfig) -> CfgNode:
     # Sizes are those of the mappers, which name the image that does not fit.
     node.INPUT.AUGMENTATION = "published"
     node.MODEL.DEVICE = train.device
-    node.MODEL.WEIGHTS = train.init_checkpoint or ""
+    node.MODEL.WEIGHTS = train.init_checkpoint
     node.DATASETS.TRAIN = _as_tuple(loader.train.dataset.names)
     node.DATASETS.TEST = _as_tuple(loader.test.dataset.names)
     node.DATASETS.COCO_FORMAT = OmegaConf.to_container(
@@ -185,11 +168,16 @@ def _set_component_names(node: CfgNode, model: DictConfig) -> None:
 def build_lazy_parts(cfg: DictConfig) -> TrainingParts:
     """Data first, as the model needs the length of an epoch; nothing is written."""
     options = cfg.dataloader.train
-    seeding = SeededIterations(cfg.train.get("seed", -1), lambda: instantiate(options))
-    loader = seeding.build_train_loader()
-    num_images = seeding.num_images
-    if num_images is None:
-        num_images = len(instantiate(options.dataset))
+    seeding = SeededIterations(
+        cfg.train.get("seed", -1),
+        lambda: instantiate(options),
+        _as_tuple(options.dataset.names),
+    )
+    with _naming("dataloader.train"):
+        loader = seeding.build_train_loader()
+        num_images = seeding.num_images
+        if num_images is None:
+            num_images = len(instantiate(options.dataset))
     set_lazy_self_balance_period(cfg.model, epoch_length(num_images, options.total_batch_size))
     model = instantiate(cfg.model).to(cfg.train.device).train()
     cfg.optimizer.params.model = model
@@ -215,8 +203,9 @@ class _LazyAMPTrainer(ResultsOnlyAfterSuccess, AMPTrainer):
 
 def train_lazy(cfg: DictConfig, *, resume: bool = False) -> None:
     """Train; evaluate every ``train.eval_period`` iterations and at the end."""
-    parts = build_lazy_parts(cfg)
-    model = distribute(parts.model, **cfg.train.ddp)
+    parts, evaluator = build_lazy_parts(cfg), build_lazy_evaluator(cfg)
+    with _naming("train.ddp"):
+        model = distribute(parts.model, **cfg.train.ddp)
     trainer_class = _LazyAMPTrainer if cfg.train.amp.enabled else _LazyTrainer
     trainer = trainer_class(model, parts.data_loader, parts.optimizer)
     checkpointer = CheckedCheckpointer(
@@ -233,25 +222,44 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> None:
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             *_main_only(lambda: hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)),
-            hooks.EvalHook(cfg.train.eval_period, lambda: evaluate_lazy(cfg, model)),
+            hooks.EvalHook(cfg.train.eval_period, lambda: evaluate_lazy(cfg, model, evaluator)),
             # Behind the evaluation, to write its results.
             *_main_only(lambda: _writer(cfg)),
         ]
     )
-    checkpointer.resume_or_load(cfg.train.init_checkpoint or "", resume=resume)
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     resumed = resume and checkpointer.has_checkpoint()
     trainer.train(trainer.iter + 1 if resumed else 0, cfg.train.max_iter)
 
 
-def evaluate_lazy(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
-    """Results of ``dataloader.evaluator`` on ``dataloader.test``; empty but on the main process."""
+def build_lazy_evaluator(cfg: DictConfig) -> DatasetEvaluator:
+    """``dataloader.evaluator``; annotation files are read and checked here."""
+    with _naming("dataloader.evaluator"):
+        return with_completed_annotations(instantiate(cfg.dataloader.evaluator))
+
+
+def evaluate_lazy(cfg: DictConfig, model: nn.Module, evaluator: DatasetEvaluator) -> dict[str, Any]:
+    """Results on ``dataloader.test``; empty but on the main process."""
     synchronize_buffers(model)
-    results = inference_on_dataset(
-        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    )
+    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     return results
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Tell whatever is raised while a part of the config is built as a mistake in it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # what users write may raise anything
+        text = " ".join(str(error).split())[:300]  # some list all that there is
+        raise UserError(
+            f"{key}: it cannot be built: {type(error).__name__}: {text.rstrip('.')}. Correct "
+            f"{key} in the config."
+        ) from error
 
 
 def _check_keys(cfg: DictConfig, overrides: list[str]) -> None:
@@ -268,25 +276,6 @@ def _check_keys(cfg: DictConfig, overrides: list[str]) -> None:
                 f"config: no key {key!r}; write one of the config's own as path.key=value, for "
                 "example train.max_iter=1000."
             )
-
-
-def _check_complete(cfg: DictConfig, file: str) -> None:
-    """The keys that every run reads are there, and what they refer to is, too."""
-    missing = []
-    for key in _NEEDED:
-        try:
-            if OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT:
-                missing.append(key)
-        except OmegaConfBaseException as error:  # of a reference, or inside of a number
-            raise UserError(
-                f"config: {key} cannot be read from --config-file {file!r}: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
-    if missing:
-        raise UserError(
-            f"config: expected the key(s) {', '.join(missing)}, but --config-file {file!r} and the "
-            "overrides have none; add them to the file, as those in configs/common do."
-        )
 
 
 def _main_only(build: Callable[[], HookBase]) -> list[HookBase]:

@@ -8,7 +8,7 @@ import numpy as np
 import os
 import random
 from pathlib import Path
-from typing import Callable, Iterable
+from typing import Any, Callable, Iterable, Sequence
 import torch
 
 from detectron2.engine import HookBase
@@ -24,18 +24,25 @@ class SeededIterations(HookBase):
 
     The order of the images and their augmentation are those of :mod:`alrp.data.stream`. All other
     numbers, such as a sampling of proposals, are drawn from generators that are seeded before every
-    iteration. A checkpoint holds the seed and the number of images seen. It is assumed that an
-    iteration takes one batch from the loader.
+    iteration. A checkpoint holds the seed, the number of images seen, and the training sets. It is
+    assumed that an iteration takes one batch from the loader.
 
     Args:
         seed: of the run; if negative, one is drawn.
         build_train_loader: builds the loader; what it draws depends on the seed alone.
+        datasets: names of the training sets, to tell whether a resumed run has others.
     """
 
-    def __init__(self, seed: int, build_train_loader: Callable[[], Iterable]) -> None:
+    def __init__(
+        self,
+        seed: int,
+        build_train_loader: Callable[[], Iterable],
+        datasets: Sequence[str] = (),
+    ) -> None:
         self._is_given = seed >= 0
         self._seed = seed if self._is_given else comm.shared_random_seed()
         self._build_train_loader = build_train_loader
+        self._datasets = list(datasets)
         self._stream: ImageStream | None = None
         self._resumed: dict[str, int] | None = None
         self._first_batch = 0
@@ -54,7 +61,13 @@ class SeededIterations(HookBase):
         return None if self._stream is None else self._stream.num_images
 
     def before_train(self) -> None:
-        """Choose the first batch."""
+        """Choose the first batch, and say what a resumed run does differently."""
+        start, end = self.trainer.start_iter, self.trainer.max_iter
+        if 0 < end <= start:
+            _LOGGER.warning(
+                f"The checkpoint has done {start} iterations of {end} (SOLVER.MAX_ITER): nothing "
+                "is left to train."
+            )
         self._first_batch = self.trainer.start_iter  # of a checkpoint without this state
         resumed = comm.all_gather(self._resumed)[0]  # not every machine may see the checkpoint
         if resumed is not None:
@@ -74,16 +87,35 @@ class SeededIterations(HookBase):
         np.random.seed(seed)
         torch.manual_seed(seed)
 
-    def state_dict(self) -> dict[str, int]:
-        """Seed, images seen by all processes, and images per iteration."""
+    def state_dict(self) -> dict[str, Any]:
+        """Seed, images seen by all processes, images per iteration, and training sets."""
         num_batches = self._first_batch + self.trainer.iter + 1 - self.trainer.start_iter
-        return {"seed": self._seed, "num_seen": num_batches * self._batch, "batch": self._batch}
+        return {
+            "seed": self._seed,
+            "num_seen": num_batches * self._batch,
+            "batch": self._batch,
+            "datasets": self._datasets,
+            "num_images": self.num_images,
+        }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on behind the images seen, in the order of the seed of the checkpoint."""
         self._resumed = state
 
-    def _continue(self, seed: int, num_seen: int, batch: int) -> None:
+    def _continue(
+        self,
+        seed: int,
+        num_seen: int,
+        batch: int,
+        datasets: Sequence[str] | None = None,
+        num_images: int | None = None,
+    ) -> None:
+        before, now = (datasets, num_images), (self._datasets, self.num_images)
+        if datasets is not None and before != now:  # an older checkpoint knows nothing of them
+            _LOGGER.warning(
+                f"The checkpoint was trained on {num_images} images of {datasets}, and the resumed "
+                f"run goes on with {self.num_images} of {self._datasets}."
+            )
         if seed != self._seed:
             if self._is_given:
                 _LOGGER.warning(

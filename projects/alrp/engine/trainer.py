@@ -25,7 +25,7 @@ from detectron2.engine import (
     create_ddp_model,
     hooks,
 )
-from detectron2.evaluation import DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -35,7 +35,7 @@ from ..data.dataset_mapper import build_mapper
 from ..data.datasets.coco_format import class_names
 from ..data.stream import with_places
 from ..errors import UserError
-from ..evaluation import APEvaluator, LRPEvaluator
+from ..evaluation import APEvaluator, LRPEvaluator, with_completed_annotations
 from .resuming import ContinuedMetrics, SeededIterations
 
 _LOGGER = logging.getLogger(__name__)
@@ -49,7 +49,8 @@ class TrainingParts(NamedTuple):
         model: in training mode on its device, with random weights, not distributed yet.
         optimizer: of ``model``.
         data_loader: of this process's share of each batch.
-        num_images: length of the training set.
+        num_images: length of the training set; None if the trainer has a loader of its own, and the
+            config names no set.
         seeding: hook that gives each iteration its images and random numbers.
     """
 
@@ -57,7 +58,7 @@ class TrainingParts(NamedTuple):
     model: nn.Module
     optimizer: torch.optim.Optimizer
     data_loader: DataLoader
-    num_images: int
+    num_images: int | None
     seeding: SeededIterations
 
 
@@ -112,23 +113,36 @@ class Trainer(ResultsOnlyAfterSuccess, DefaultTrainer):
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        """As the parent, with one and the same model on all processes."""
+        """As the parent, with one and the same model on all processes.
+
+        Annotation files may leave out ``area`` and ``iscrowd``, whichever evaluators there are.
+        """
         synchronize_buffers(model)
-        return super().test(cfg, model, evaluators)
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        elif isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        results = super().test(cfg, model, list(map(with_completed_annotations, evaluators)))
+        if comm.is_main_process():
+            _check_expected(cfg.TEST.EXPECTED_RESULTS, results)
+        return results
 
     @classmethod
     def build_parts(cls, cfg) -> TrainingParts:
         """Data first, as the model needs the length of an epoch; nothing is written."""
-        seeding = SeededIterations(cfg.SEED, lambda: cls.build_train_loader(cfg))
+        seeding = SeededIterations(
+            cfg.SEED, lambda: cls.build_train_loader(cfg), cfg.DATASETS.TRAIN
+        )
         loader = seeding.build_train_loader()
         num_images = seeding.num_images
-        if num_images is None:
+        if num_images is None and cfg.DATASETS.TRAIN:
             num_images = len(
                 get_detection_dataset_dicts(
                     cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
                 )
             )
-        cfg = set_self_balance_period(cfg, num_images)
+        if num_images is not None:
+            cfg = set_self_balance_period(cfg, num_images)
         model = cls.build_model(cfg)
         optimizer = cls.build_optimizer(cfg, model)
         return TrainingParts(cfg, model, optimizer, loader, num_images, seeding)
@@ -196,6 +210,17 @@ class Trainer(ResultsOnlyAfterSuccess, DefaultTrainer):
                 LRPEvaluator(dataset_name, **options),
             ]
         )
+
+
+def _check_expected(expected: list, results: dict) -> None:
+    """The evaluation gives the results that are expected; their values are looked at later."""
+    for task, metric, *_ in expected:
+        if metric not in results.get(task, {}):
+            given = {name: sorted(m for m in of if "-" not in m) for name, of in results.items()}
+            raise UserError(
+                f"TEST.EXPECTED_RESULTS: there is no result {metric!r} of {task!r}; the evaluation "
+                f"gives {given}."
+            )
 
 
 def _build_adamw(cfg, model: nn.Module, *, clips: bool) -> torch.optim.Optimizer:

@@ -25,6 +25,7 @@ _MODULE_OF = {
     "lrp_table": "report",
     "write_summary": "report",
     "APEvaluator": "average_precision",
+    "with_completed_annotations": "average_precision",
     "LRPEvaluator": "lrp_evaluation",
 }
 

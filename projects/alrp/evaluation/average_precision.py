@@ -11,10 +11,11 @@ from collections import Counter
 from pycocotools.coco import COCO
 
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.utils.file_io import PathManager
 
 from ..coco import Purpose, check_annotations, completed, raise_errors
+from ..errors import UserError
 from ..files import read_json
 
 _LOGGER = logging.getLogger(__name__)
@@ -49,8 +50,19 @@ class APEvaluator(COCOEvaluator):
         self._coco_api = checked
 
     def _eval_predictions(self, predictions, img_ids=None):
-        self._warn_of_cut([prediction["instances"] for prediction in predictions])
+        detections = [prediction["instances"] for prediction in predictions]
+        self._check_masks(detections)
+        self._warn_of_cut(detections)
         super()._eval_predictions(predictions, img_ids)
+
+    def _check_masks(self, detections_per_image: list[list[dict]]) -> None:
+        """Masks were predicted if they are to be evaluated."""
+        first = next((detections[0] for detections in detections_per_image if detections), None)
+        if "segm" in (self._tasks or ()) and first is not None and "segmentation" not in first:
+            raise UserError(
+                "AP: the task 'segm' evaluates masks, but the model predicts none; take 'segm' out "
+                "of the tasks of the evaluator, or give the model a mask head."
+            )
 
     def _warn_of_cut(self, detections_per_image: list[list[dict]]) -> None:
         """Say how many detections COCO's evaluation leaves out."""
@@ -65,6 +77,24 @@ class APEvaluator(COCOEvaluator):
                 f"AP: {cut} detections left out: only the {cap} best of an image and class count; "
                 "raise max_dets_per_image (config: TEST.DETECTIONS_PER_IMAGE) to count more."
             )
+
+
+def with_completed_annotations(evaluator: DatasetEvaluator) -> DatasetEvaluator:
+    """Fill in what Detectron2's :class:`COCOEvaluator` needs and annotation files may leave out.
+
+    Args:
+        evaluator: changed in place, also in a ``DatasetEvaluators``; others stay as they are.
+
+    Returns:
+        DatasetEvaluator: ``evaluator``.
+    """
+    if isinstance(evaluator, DatasetEvaluators):
+        for part in evaluator._evaluators:
+            with_completed_annotations(part)
+    elif isinstance(evaluator, COCOEvaluator) and not isinstance(evaluator, APEvaluator):
+        if evaluator._do_evaluation:
+            evaluator._coco_api = _indexed(completed(evaluator._coco_api.dataset))
+    return evaluator
 
 
 # Two: a dataset and the same with masks. All evaluations of a training share them.

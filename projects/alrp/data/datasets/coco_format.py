@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from functools import partial
@@ -10,9 +11,12 @@ from typing import Iterable
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ...coco import check_categories, raise_errors
 from ...errors import UserError
 from ...files import read_json
 from .coco_loader import CocoFiles, load_coco_format
+
+_LOGGER = logging.getLogger(__name__)
 
 _SHAPE = '["my_train", "path/to/train.json", "path/to/images"]'
 
@@ -43,14 +47,22 @@ def coco_format_names(cfg: CfgNode) -> list[str]:
 
 
 def class_names(datasets: Iterable[str]) -> list[str] | None:
-    """Names by class index, of the first registered dataset that tells them; None if none does."""
+    """Names by class index, of the first registered dataset that tells them; None if none does.
+
+    Raises:
+        UserError: if the annotation file that should tell them cannot be read, or has no sound
+            categories.
+    """
     for name in datasets:
         metadata = MetadataCatalog.get(name)
         if metadata.get("thing_classes"):
             return list(metadata.thing_classes)
         if os.path.isfile(metadata.get("json_file", "")):
-            categories = read_json(metadata.json_file)["categories"]
-            return [c["name"] for c in sorted(categories, key=lambda category: category["id"])]
+            content = read_json(metadata.json_file)
+            findings = check_categories(f"dataset {name!r}, {metadata.json_file}", content)
+            raise_errors(findings, _LOGGER)
+            categories = sorted(content["categories"], key=lambda category: category["id"])
+            return [category["name"] for category in categories]
     return None
 
 

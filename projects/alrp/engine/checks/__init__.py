@@ -3,14 +3,18 @@
 from .config import check_config
 from .datasets import check_datasets
 from .lazy_config import check_lazy_config
+from .lazy_values import check_complete, check_lazy_values, in_lazy_names
 from .training import PUBLISHED_BATCH, check_device, check_training, published_learning_rate
 
 __all__ = [
     "PUBLISHED_BATCH",
+    "check_complete",
     "check_config",
     "check_datasets",
     "check_device",
     "check_lazy_config",
+    "check_lazy_values",
     "check_training",
+    "in_lazy_names",
     "published_learning_rate",
 ]

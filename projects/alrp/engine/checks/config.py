@@ -110,4 +110,10 @@ def _check_expected_results(cfg: CfgNode) -> list[Finding]:
         what = f"expected one dataset in DATASETS.TEST, but got {len(cfg.DATASETS.TEST)}"
         fix = 'name one, or set TEST.EXPECTED_RESULTS "[]"'
         return [Finding("error", "TEST.EXPECTED_RESULTS", what, fix)]
+    tasks = ["bbox", "lrp"] + ["segm"] * cfg.MODEL.MASK_ON
+    unknown = [task for task, *_ in cfg.TEST.EXPECTED_RESULTS if task not in tasks]
+    if unknown:
+        what = f"this model is evaluated by the tasks {tasks}, but {unknown} is expected"
+        fix = "correct the task, unless you bring an evaluator for it"
+        return [Finding("warning", "TEST.EXPECTED_RESULTS", what, fix)]
     return []

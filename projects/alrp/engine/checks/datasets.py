@@ -43,7 +43,7 @@ def _check_names(cfg: CfgNode, for_training: bool) -> list[Finding]:
     findings = []
     if not cfg.DATASETS[keys[0]]:
         what = f"expected at least one dataset to {'train on' if for_training else 'evaluate on'}"
-        fix = f"""name one, for example DATASETS.{keys[0]} "('my_dataset',)\""""
+        fix = f"set DATASETS.{keys[0]} to the name of one, such as ('my_dataset',)"
         findings.append(Finding("error", f"DATASETS.{keys[0]}", what + ", but got none", fix))
     own = coco_format_names(cfg)
     for key in keys:

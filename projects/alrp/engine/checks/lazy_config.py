@@ -7,53 +7,65 @@ import math
 from functools import partial
 from typing import Any, Iterator
 import torch
+from fvcore.common.param_scheduler import ParamScheduler
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from detectron2.config import CfgNode, instantiate
+from detectron2.config import LazyCall, instantiate
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 
 from ...coco import Finding
-from .ranges import unusable_values
-from .trial import TrialFailure, blamed, error_of, first_failure, map_picture, pass_image, stand_in
+from .trial import (
+    TrialFailure,
+    blamed,
+    error_of,
+    first_failure,
+    map_picture,
+    pass_image,
+    record,
+    stand_in,
+)
 
-# Key of the YAML configs -> the same of a LazyConfig.
-_NAMES = {
-    "SEED": "train.seed",
-    "SOLVER.BASE_LR": "optimizer.lr",
-    "SOLVER.IMS_PER_BATCH": "dataloader.train.total_batch_size",
-    "SOLVER.MAX_ITER": "train.max_iter",
-}
 
-
-def check_lazy_config(
-    cfg: DictConfig, node: CfgNode, file: DictConfig, *, for_training: bool
-) -> list[Finding]:
-    """Look for values with which a run cannot work.
+def check_lazy_config(cfg: DictConfig, file: DictConfig, *, for_training: bool) -> list[Finding]:
+    """Look for values with which a run cannot work, beside those that the commands read.
 
     Args:
         cfg: full LazyConfig; it stays as it is.
-        node: the same as far as ``as_cfg_node`` knows it.
         file: without the overrides of the command line, to tell which one is to blame.
         for_training: whether the run trains, or only evaluates.
 
     Returns:
         list[Finding]: empty if all is well.
     """
-    findings = [
-        Finding("error", _NAMES[key], error.what, f"correct {_NAMES[key]}")
-        for key, error in unusable_values(node).items()
-        if key in _NAMES and (for_training or key == "SEED")
-    ]
-    reported = {error.where for error in findings}
+    findings = []
     for key, value in _leaves(cfg):
-        if isinstance(value, float) and not math.isfinite(value) and key not in reported:
+        if isinstance(value, float) and not math.isfinite(value):
             what = f"expected a number, not NaN or infinity, but got {value}"
             findings.append(Finding("error", key, what, f"correct {key}"))
+    findings += _check_evaluated_names(cfg.dataloader)
     if findings:
         return findings
     failure = _try(cfg, for_training)
     if failure is None or failure.is_of_trial:
         return []
     return [_blame(cfg, file, failure, for_training)]
+
+
+def _check_evaluated_names(loader: DictConfig) -> list[Finding]:
+    """The evaluators are for the dataset that is passed through the model."""
+    names, root = loader.test.dataset.names, "dataloader.evaluator"
+    parts = {root: loader.evaluator}
+    if isinstance(loader.evaluator, DictConfig):
+        for number, part in enumerate(loader.evaluator.get("evaluators", [])):
+            parts[f"{root}.evaluators.{number}"] = part
+    findings = []
+    for place, part in parts.items():
+        key = f"{place}.dataset_name"
+        name = part.get("dataset_name") if isinstance(part, DictConfig) else None
+        if isinstance(name, str) and name not in ([names] if isinstance(names, str) else names):
+            what = f"expected the dataset of dataloader.test, {names}, but got {name!r}"
+            findings.append(Finding("error", key, what, f"correct {key}"))
+    return findings
 
 
 def _try(cfg: DictConfig, for_training: bool) -> TrialFailure | None:
@@ -63,12 +75,14 @@ def _try(cfg: DictConfig, for_training: bool) -> TrialFailure | None:
         ("building the model", partial(_build_model, cfg, parts)),
         ("preparing an image for the test", partial(_map, cfg.dataloader.test, parts)),
         ("passing an image through the model", lambda: pass_image(parts["model"], parts["image"])),
+        ("building the test loader", partial(_build_loader, cfg.dataloader.test)),
     ]
     if for_training:
         steps += [
             ("preparing an image for the training", partial(_map, cfg.dataloader.train, parts)),
             ("building the optimizer", partial(_build_optimizer, cfg)),
-            ("building the learning rate schedule", lambda: instantiate(cfg.lr_multiplier)),
+            ("building the learning rate schedule", partial(_build_schedule, cfg)),
+            ("building the training loader", partial(_build_loader, cfg.dataloader.train)),
         ]
     return first_failure(steps)
 
@@ -85,6 +99,24 @@ def _map(loader: DictConfig, parts: dict) -> None:
 def _build_optimizer(cfg: DictConfig) -> None:
     cfg.optimizer.params.model = stand_in()
     instantiate(cfg.optimizer)
+
+
+def _build_schedule(cfg: DictConfig) -> None:
+    schedule = instantiate(cfg.lr_multiplier)
+    if isinstance(schedule, ParamScheduler):
+        schedule(0.0)
+
+
+def _build_loader(loader: DictConfig) -> None:
+    if loader._target_ not in (build_detection_train_loader, build_detection_test_loader):
+        return  # nothing is known of what it reads
+    loader.dataset = LazyCall(_one_record)()
+    instantiate(loader)
+
+
+def _one_record() -> list[dict]:
+    """A dataset that is not read."""
+    return [record("")]
 
 
 def _blame(cfg: DictConfig, file: DictConfig, failure: TrialFailure, for_training: bool) -> Finding:

@@ -61,10 +61,17 @@ def _check_solver(cfg: CfgNode, world_size: int) -> list[Finding]:
         fix = f"set SOLVER.IMS_PER_BATCH {above if below < 1 else f'{below} or {above}'}"
         fix += ", or use another number of GPUs"
         findings.append(Finding("error", "SOLVER.IMS_PER_BATCH", what, fix))
-    late = [step for step in cfg.SOLVER.STEPS if step >= cfg.SOLVER.MAX_ITER]
+    warmup, end = cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER
+    if warmup > end:
+        what = f"the warm-up of {warmup} iterations is longer than the training, which ends at "
+        what += f"iteration {end} (SOLVER.MAX_ITER) before the rate reaches SOLVER.BASE_LR"
+        findings.append(
+            Finding("warning", "SOLVER.WARMUP_ITERS", what, "lower SOLVER.WARMUP_ITERS")
+        )
+    late = [step for step in cfg.SOLVER.STEPS if step >= end]
     if late and cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
         what = f"the learning rate steps {late} lie at or beyond the end, iteration "
-        what += f"{cfg.SOLVER.MAX_ITER} (SOLVER.MAX_ITER), and never happen"
+        what += f"{end} (SOLVER.MAX_ITER), and never happen"
         fix = 'scale the steps with SOLVER.MAX_ITER, or set SOLVER.STEPS "()"'
         findings.append(Finding("warning", "SOLVER.STEPS", what, fix))
     return findings

@@ -248,7 +248,7 @@ def _build_schedule(cfg: CfgNode, parts: Parts) -> None:
 
 
 def _build_loader(cfg: CfgNode, parts: Parts) -> None:
-    build_detection_train_loader(cfg, mapper=parts["mapper"], dataset=[_record("")])
+    build_detection_train_loader(cfg, mapper=parts["mapper"], dataset=[record("")])
 
 
 _EVALUATION: tuple[Step, ...] = (
@@ -285,10 +285,10 @@ def map_picture(mapper: Callable[[dict], dict]) -> Tensor:
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "picture.png")
         Image.new("RGB", (_SIDE, _SIDE), (128, 128, 128)).save(path)
-        return mapper(_record(path))["image"]
+        return mapper(record(path))["image"]
 
 
-def _record(path: str) -> dict:
+def record(path: str) -> dict:
     """A dataset dict in Detectron2's format, of one picture with one box and its polygon."""
     box = {"bbox": [8.0, 8.0, 40.0, 40.0], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
     polygon = [8.0, 8.0, 40.0, 8.0, 40.0, 40.0, 8.0, 40.0]
