@@ -1,11 +1,13 @@
 #!/usr/bin/env python
 """Train several configs with several seeds, one run after the other, and print one table.
 
-    python benchmarks/compare_configs.py --output FOLDER CONFIG ... [--num-seeds 3] [--opts ...]
+    python benchmarks/compare_configs.py --output FOLDER CONFIG ... [--overlay FILE]
+        [--num-seeds 3] [--figure FILE] [--opts KEY VALUE ...]
 
 Each run is train_net.py in FOLDER/<name of the config>/seed_<n>. A run that is finished is not
-repeated and one that was interrupted goes on, so the same command may be started again. The table
-has the mean of each figure over the seeds and their sample standard deviation.
+repeated and one that was interrupted goes on, so the same command may be started again. The first
+seed of every config comes before the second of any. The table has the mean of each figure over the
+seeds and their sample standard deviation; the figure shows AP and oLRP at each evaluation.
 """
 
 import argparse
@@ -37,6 +39,10 @@ def parse_args(argv=None):
         "--num-seeds", type=whole_number(1), default=3, help="runs of each config (default: 3)"
     )
     parser.add_argument(
+        "--overlay", metavar="FILE", help="YAML file without _BASE_, whose keys all configs get"
+    )
+    parser.add_argument("--figure", metavar="FILE", help="draw AP and oLRP over the iterations")
+    parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for all configs"
     )
     return parser.parse_args(argv)
@@ -58,14 +64,19 @@ def config_content(config_file: str) -> str:
     return json.dumps(content, default=str, indent=1)
 
 
-def keep_record(folder: Path, records: dict) -> None:
-    """Write what a run is of, by file name; UserError if ``folder`` is of another run."""
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents; UserError if that is impossible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"compare_configs: cannot make the folder {folder} ({error}); name another --output."
         ) from error
+
+
+def keep_record(folder: Path, records: dict) -> None:
+    """Write what a run is of, by file name; UserError if ``folder`` is of another run."""
+    make_folder(folder)
     paths = {folder / name: text for name, text in records.items()}
     for path, text in paths.items():
         if path.exists() and path.read_text(errors="replace") != text:
@@ -76,6 +87,16 @@ def keep_record(folder: Path, records: dict) -> None:
     for path, text in paths.items():
         with replacing(path) as file:
             file.write(text.encode())
+
+
+def with_overlay(config_file: str, overlay: str, folder: Path) -> str:
+    """Path of a config made in ``folder`` that has the keys of ``overlay`` over its own."""
+    bases = [str(Path(file).resolve()) for file in (config_file, overlay)]
+    make_folder(folder)
+    path = folder / f"{Path(config_file).stem}.yaml"
+    with replacing(path) as file:
+        file.write(yaml.safe_dump({"_BASE_": bases}).encode())
+    return str(path)
 
 
 def train(config_file: str, seed: int, folder: Path, opts: list) -> None:
@@ -98,8 +119,8 @@ def train(config_file: str, seed: int, folder: Path, opts: list) -> None:
     (folder / "finished").touch()
 
 
-def read_result(folder: Path) -> list:
-    """The figures of ``METRICS``, in percent, as the last evaluation logged them."""
+def read_evaluations(folder: Path) -> list[dict]:
+    """The rows of a run's metrics.json that hold the figures of an evaluation, in percent."""
     path, rows = folder / "metrics.json", []
     if not path.is_file():
         raise UserError(
@@ -111,12 +132,17 @@ def read_result(folder: Path) -> list:
             rows.append(json.loads(line))
         except ValueError:  # cut off, as a run was killed while it wrote
             continue
-    row = next((row for row in reversed(rows) if METRICS[0] in row), {})
+    return [row for row in rows if METRICS[0] in row]
+
+
+def read_result(folder: Path) -> list:
+    """The figures of ``METRICS``, in percent, as the last evaluation logged them."""
+    row = (read_evaluations(folder) or [{}])[-1]
     missing = [name for name in METRICS if name not in row]
     if missing:
         raise UserError(
-            f"compare_configs: {path} has no {', '.join(missing)}; remove the folder to run it "
-            "again."
+            f"compare_configs: {folder / 'metrics.json'} has no {', '.join(missing)}; remove the "
+            "folder to run it again."
         )
     return [row[name] for name in METRICS]
 
@@ -136,21 +162,52 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
+def draw_evaluations(output: Path, names: list[str], num_seeds: int, path: str) -> None:
+    """Draw AP and oLRP over the iterations: mean of the seeds, and their range."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for ax, metric in zip(figure.subplots(1, 2), ("bbox/AP", "lrp/oLRP")):
+        for name in names:
+            folders = [output / name / f"seed_{seed}" for seed in range(1, num_seeds + 1)]
+            points: dict[int, list[float]] = {}
+            for row in (row for folder in folders for row in read_evaluations(folder)):
+                points.setdefault(row["iteration"], []).append(row[metric])
+            iterations, values = sorted(points), [points[i] for i in sorted(points)]
+            lines = ax.plot(iterations, [statistics.fmean(v) for v in values], "o-", label=name)
+            low, high = [min(v) for v in values], [max(v) for v in values]
+            ax.fill_between(iterations, low, high, color=lines[0].get_color(), alpha=0.15)
+        ax.set(xlabel="iteration", ylabel=metric.split("/")[-1])
+        ax.grid(True, color="#DDDDDD", linewidth=0.6)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside right center", fontsize="small")
+    figure.savefig(path, dpi=100)
+
+
+def run_all(args: argparse.Namespace, names: list[str]) -> dict:
+    """Run all that is missing; returns the results of every config, by name, seed after seed."""
+    if len(set(names)) < len(names):
+        raise UserError("compare_configs: two configs have the same file name; rename one.")
+    results = {name: [] for name in names}
+    for seed in range(1, args.num_seeds + 1):
+        for name, config_file in zip(names, args.config_files):
+            folder = Path(args.output) / name / f"seed_{seed}"
+            if args.overlay:
+                config_file = with_overlay(config_file, args.overlay, folder.parent)
+            train(config_file, seed, folder, args.opts)
+            results[name].append(read_result(folder))
+            figures = zip(HEADINGS, results[name][-1])
+            print(f"{folder}: " + "  ".join(f"{k} {v:.1f}" for k, v in figures), flush=True)
+    return results
+
+
 def main(argv=None) -> int:
-    """Run all that is missing; returns the exit status."""
+    """Run all that is missing and compare; returns the exit status."""
     args = parse_args(argv)
     names = [Path(config_file).stem for config_file in args.config_files]
-    results = {name: [] for name in names}
     try:
-        if len(results) < len(names):
-            raise UserError("compare_configs: two configs have the same file name; rename one.")
-        for seed in range(1, args.num_seeds + 1):
-            for name, config_file in zip(names, args.config_files):
-                folder = Path(args.output) / name / f"seed_{seed}"
-                train(config_file, seed, folder, args.opts)
-                results[name].append(read_result(folder))
-                figures = zip(HEADINGS, results[name][-1])
-                print(f"{folder}: " + "  ".join(f"{k} {v:.1f}" for k, v in figures), flush=True)
+        results = run_all(args, names)
+        if args.figure:
+            draw_evaluations(Path(args.output), names, args.num_seeds, args.figure)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

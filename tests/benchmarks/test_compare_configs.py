@@ -35,19 +35,35 @@ def arguments(data, output, *more):
 
 def test_a_comparison_runs_once_and_is_read_again(tool, tmp_path, capsys):
     make_shapes_dataset(tmp_path / "data", 4, 2, 64)
-    output = tmp_path / "runs"
-    assert tool.main(arguments(tmp_path / "data", output)) == 0
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("MODEL: {RETINANET: {NUM_CONVS: 1}}\nTEST: {EVAL_PERIOD: 1}\n")
+    output, figure = tmp_path / "runs", tmp_path / "figure.png"
+
+    def run(*more):
+        command = arguments(tmp_path / "data", output, "SOLVER.MAX_ITER", "2", *more)
+        return tool.main(["--overlay", str(overlay), "--figure", str(figure), *command])
+
+    capsys.readouterr()
+    assert run() == 0
     first = capsys.readouterr().out
     folder = output / "retinanet_R_18_FPN" / "seed_1"
     console = folder / "console.txt"
     assert (folder / "model_final.pth").exists() and f"{folder}: AP " in first
+    content = (folder / "config_content.json").read_text()
+    assert '"NUM_CONVS": 1' in content and '"META_ARCHITECTURE": "RetinaNet"' in content
+    assert [row["iteration"] for row in tool.read_evaluations(folder)] == [0, 2]
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
     console.write_text("not run again")
-    assert tool.main(arguments(tmp_path / "data", output)) == 0
+    assert run() == 0
     assert capsys.readouterr().out == first
     assert console.read_text() == "not run again"
 
-    assert tool.main(arguments(tmp_path / "data", output, "SOLVER.BASE_LR", "0.1")) == 1
+    assert run("SOLVER.BASE_LR", "0.1") == 1
     assert "holds a run with other options" in capsys.readouterr().err
+    overlay.write_text("MODEL: {RETINANET: {NUM_CONVS: 2}}\n")
+    assert run() == 1
+    assert "another content of its config" in capsys.readouterr().err
 
 
 def test_a_failed_run_ends_with_its_last_lines(tool, tmp_path, capsys):
@@ -98,8 +114,10 @@ def test_a_config_that_cannot_be_read_is_named(tool, tmp_path, capsys, content):
 
 def test_an_output_that_is_a_file_is_refused(tool, tmp_path, capsys):
     (tmp_path / "file").touch()
-    assert tool.main([CONFIG, "--output", str(tmp_path / "file")]) == 1
-    assert "cannot make the folder" in capsys.readouterr().err
+    command = [CONFIG, "--output", str(tmp_path / "file")]
+    for options in ([], ["--overlay", CONFIG]):
+        assert tool.main([*command, *options]) == 1
+        assert "cannot make the folder" in capsys.readouterr().err
 
 
 def test_at_least_one_seed_is_asked_for(tool, tmp_path, capsys):

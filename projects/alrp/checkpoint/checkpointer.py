@@ -14,7 +14,13 @@ from detectron2.utils.file_io import PathManager
 from ..errors import UserError
 from ..files import replacing
 from ..losses import SelfBalance
-from .conversion import STARTS_AT_ZERO, non_finite_tensor, without_prefix
+from .conversion import (
+    BACKBONE_PREFIX,
+    STARTS_AT_ZERO,
+    non_finite_tensor,
+    timm_backbone,
+    without_prefix,
+)
 from .files import read_checkpoint, read_zoo_pickle, split_checkpoint, write_checkpoint
 from .published import has_published_names
 from .resnet import is_torchvision_resnet, torchvision_to_detectron2
@@ -30,7 +36,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, which refuses what it would only warn of.
 
     It also loads torchvision's ResNets and ResNeXts, by ``torchvision://`` name or from a file,
-    into the backbone.
+    and files of timm into the backbone.
 
     Args:
         model, save_dir, checkpointables: of :class:`DetectionCheckpointer`; a "trainer" is resumed
@@ -159,7 +165,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
         names = self.model.state_dict()
         prefix = next((n[: -len(_STEM)] for n in names if n.endswith(_STEM)), None)
         if prefix is None or not is_torchvision_resnet(state):
-            return checkpoint
+            return self._from_timm(checkpoint, state, names)
         stages = {n[len(prefix) :].split(".")[0] for n in names if n.startswith(prefix)}
         conversion = torchvision_to_detectron2(state)
         model = {n: state[n] for n in conversion.leftovers}
@@ -167,6 +173,14 @@ class CheckedCheckpointer(DetectionCheckpointer):
             {prefix + n: t for n, t in conversion.state.items() if n.split(".")[0] in stages}
         )
         return {"model": model, "__author__": "torchvision", "backbone_prefix": prefix}
+
+    @staticmethod
+    def _from_timm(checkpoint: dict[str, Any], state, names) -> dict[str, Any]:
+        """A checkpoint in timm's names under those of a model on timm; others as they are."""
+        model = timm_backbone(state, names)
+        if model is None:
+            return checkpoint
+        return {"model": model, "__author__": "timm", "backbone_prefix": BACKBONE_PREFIX}
 
     def _load_model(self, checkpoint: dict[str, Any]):
         # Checkpoints of Detectron2's own zoo hold NumPy arrays.
@@ -212,8 +226,8 @@ class CheckedCheckpointer(DetectionCheckpointer):
             raise UserError(
                 "checkpoint holds another backbone than the model: "
                 f"{_some('missing', missing)}, {_some('of another shape', misshapen)}, "
-                f"{_some('unknown', unexpected)}. Set MODEL.WEIGHTS to weights of the same depth, "
-                "groups and width (MODEL.RESNETS), for example torchvision://resnet50."
+                f"{_some('unknown', unexpected)}. Set MODEL.WEIGHTS to weights of the same network "
+                "(MODEL.RESNETS or MODEL.TIMM.MODEL_NAME), for example torchvision://resnet50."
             )
 
     def _check_class_names(self, saved: Any, filename: str) -> None:

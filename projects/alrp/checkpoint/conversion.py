@@ -11,6 +11,8 @@ from .architecture import Architecture
 
 # Of a backbone, in Detectron2's names.
 BACKBONE_PREFIX = "backbone.bottom_up."
+# Of a timm backbone, below which it has timm's own names.
+TIMM_PREFIX = f"{BACKBONE_PREFIX}net."
 # State of the training in models of this project; other frameworks do not save it.
 TRAINING_STATE = re.compile(r"\bself_balance\.(weight|sum_cls|sum_loc|count)$")
 # In the backbone of a detector but not in that of a classifier: offsets of deformable convolution,
@@ -73,6 +75,26 @@ def without_prefix(state: Mapping[str, Tensor], prefix: str) -> Mapping[str, Ten
     if not all(name.startswith(prefix) for name in state):
         return state
     return {name[len(prefix) :]: tensor for name, tensor in state.items()}
+
+
+def timm_backbone(
+    state: Mapping[str, Tensor], model: Mapping[str, Tensor]
+) -> dict[str, Tensor] | None:
+    """The part of a state dict in timm's names that a detector on that timm model has.
+
+    Args:
+        state: names to tensors, such as timm saves or downloads them.
+        model: state dict of a detector. Of the timm model it has what its levels need.
+
+    Returns:
+        dict | None: under the names of the detector; None if it is not built on timm, or the state
+        dict is of a whole detector.
+    """
+    has_timm = any(name.startswith(TIMM_PREFIX) for name in model)
+    if not has_timm or any(name.startswith(BACKBONE_PREFIX) for name in state):
+        return None
+    renamed = {TIMM_PREFIX + name: tensor for name, tensor in state.items()}
+    return {name: tensor for name, tensor in renamed.items() if name in model}
 
 
 def non_finite_tensor(state: Mapping[str, Tensor]) -> str | None:

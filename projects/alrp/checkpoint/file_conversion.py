@@ -27,8 +27,10 @@ from .conversion import (
     conversion_report,
     non_finite_tensor,
     shape_differences,
+    timm_backbone,
     without_prefix,
 )
+from .efficientnet_lite import TIMM_MODEL, efficientnet_lite_to_timm, is_efficientnet_lite
 from .files import read_checkpoint, split_checkpoint, write_checkpoint
 from .published import detectron2_to_published, published_to_detectron2
 from .resnet import imagenet_to_detectron2, is_torchvision_resnet
@@ -103,6 +105,8 @@ def _convert(state: Mapping[str, Tensor], reverse: bool, config_file: str | None
         cfg = load_config(config_file) if config_file else None
         detector = _DENSE_DETECTORS.get(head_node(cfg)) if cfg else None
         return detectron2_to_published(state, detector)
+    if is_efficientnet_lite(state):
+        return efficientnet_lite_to_timm(state)
     backbone = without_prefix(state, "backbone.")
     if is_torchvision_resnet(backbone):
         return imagenet_to_detectron2(backbone)
@@ -131,7 +135,10 @@ def _check_against(
     """What to say of the number of classes; UserError if the model cannot load the state dict."""
     override = _class_override(config_file, architecture) if architecture else []
     prefix = "" if architecture else BACKBONE_PREFIX
-    differences = shape_differences(state, _model_state(config_file, override), prefix)
+    model = _model_state(config_file, override)
+    if not architecture:
+        state = timm_backbone(state, model) or state
+    differences = shape_differences(state, model, prefix)
     if differences:
         more = f"\n  and {len(differences) - 20} more" if len(differences) > 20 else ""
         raise UserError(
@@ -161,6 +168,12 @@ def _model_state(config_file: str, overrides: list[str]) -> dict[str, Tensor]:
 
 def _advice(result: Conversion, configs: list[str], config_file: str | None, target: str) -> str:
     """How to use a converted file."""
+    if "conv_stem.weight" in result.state:
+        return (
+            f"to train from it: MODEL.BACKBONE.NAME build_timm_fpn_backbone, MODEL.TIMM.MODEL_NAME "
+            f"{TIMM_MODEL}, MODEL.WEIGHTS {target}, with RGB images, MODEL.PIXEL_MEAN [127, 127, "
+            "127] and MODEL.PIXEL_STD [128, 128, 128]"
+        )
     if result.architecture is None:
         return f"to train from it: MODEL.WEIGHTS {target}, with any config of this backbone"
     lines = []

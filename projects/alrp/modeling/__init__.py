@@ -24,6 +24,7 @@ from .meta_arch import ALRPRetinaNet, FoveaBox
 from .proposal_generator import ALRPRPN, PriorRPNHead
 from .roi_heads import ALRPFastRCNNOutputLayers, ALRPROIHeads, XavierConvFCHead
 from .targets import match_anchors, matched_boxes, matched_classes, matched_targets
+from .timm_backbone import TimmBackbone, build_timm_fpn_backbone
 
 __all__ = [
     "ALRPFastRCNNOutputLayers",
@@ -51,6 +52,7 @@ __all__ = [
     "RSHeadLosses",
     "RankingHeadLosses",
     "SmoothL1Loss",
+    "TimmBackbone",
     "WeightedGIoULoss",
     "XavierConvFCHead",
     "anchor_losses",
@@ -58,6 +60,7 @@ __all__ = [
     "build_alrp_resnet_fpn_backbone",
     "build_head_losses",
     "build_matcher",
+    "build_timm_fpn_backbone",
     "decode_in_anchor_frame",
     "make_deformable",
     "match_anchors",

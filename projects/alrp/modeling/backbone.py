@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.backbone import FPN, build_resnet_backbone
+from detectron2.modeling.backbone import FPN, Backbone, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 
 from ..errors import UserError
@@ -63,11 +63,11 @@ def build_alrp_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> PublishedFPN:
     """
     bottom_up = _build_bottom_up(cfg, input_shape)
     top_block = None
-    if {"p6", "p7"} & set(_features_of_head(cfg)):
+    if {"p6", "p7"} & set(features_of_head(cfg)):
         # Unread, it would be a parameter without gradient, which DistributedDataParallel refuses.
         c5_channels = bottom_up.output_shape()["res5"].channels
         top_block = LastLevelP6P7NoReLU(c5_channels, cfg.MODEL.FPN.OUT_CHANNELS)
-    return _build_fpn(cfg, bottom_up, top_block)
+    return build_published_fpn(cfg, bottom_up, top_block)
 
 
 @BACKBONE_REGISTRY.register()
@@ -75,15 +75,19 @@ def build_alrp_rcnn_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Publishe
     """As :func:`build_alrp_resnet_fpn_backbone`, with one level more by subsampling the last."""
     top_block = LastLevelMaxPool()
     top_block.in_feature = cfg.MODEL.FPN.IN_FEATURES[-1].replace("res", "p")
-    return _build_fpn(cfg, _build_bottom_up(cfg, input_shape), top_block)
+    return build_published_fpn(cfg, _build_bottom_up(cfg, input_shape), top_block)
 
 
-def _features_of_head(cfg) -> list[str]:
-    """The levels that the head reads, by the config."""
+def features_of_head(cfg) -> list[str]:
+    """The levels that the head reads, by the config.
+
+    Raises:
+        UserError: for a meta-architecture whose head is not known.
+    """
     node = head_node(cfg)
     if node is None or "IN_FEATURES" not in cfg.MODEL[node]:
         raise UserError(
-            "build_alrp_resnet_fpn_backbone must know which levels the head reads, but nothing is "
+            f"{cfg.MODEL.BACKBONE.NAME} must know which levels the head reads, but nothing is "
             f'known of MODEL.META_ARCHITECTURE "{cfg.MODEL.META_ARCHITECTURE}"; set '
             "MODEL.ALRP.HEAD_NODE to the node of MODEL that holds its IN_FEATURES."
         )
@@ -103,7 +107,8 @@ def _build_bottom_up(cfg, input_shape: ShapeSpec):
     )
 
 
-def _build_fpn(cfg, bottom_up, top_block) -> PublishedFPN:
+def build_published_fpn(cfg, bottom_up: Backbone, top_block: nn.Module | None) -> PublishedFPN:
+    """FPN by ``MODEL.FPN`` and ``MODEL.BACKBONE.NORM_EVAL``."""
     return PublishedFPN(
         norm_eval=cfg.MODEL.BACKBONE.NORM_EVAL,
         bottom_up=bottom_up,

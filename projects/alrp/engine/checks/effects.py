@@ -50,6 +50,9 @@ def keys_without_effect(cfg: CfgNode, reads: Iterable[str]) -> list[str]:
         reads: dotted keys that the trial of a training run reads.
     """
     used = {*reads, *read_by_commands(cfg, for_training=True)}.difference(_read_in_vain(cfg))
+    if cfg.MODEL.BACKBONE.NAME == "build_timm_fpn_backbone":
+        # The bases set them for ResNets, and a config of another backbone cannot leave them out.
+        used.update(f"MODEL.RESNETS.{name}" for name in cfg.MODEL.RESNETS)
     unused = [key for key in changed_keys(cfg) if key not in used]
     # An empty list asks for nothing, such as SOLVER.STEPS () where no schedule has steps.
     return [key for key in unused if value_of(cfg, key) not in ((), [])]
