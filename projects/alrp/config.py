@@ -187,6 +187,9 @@ def add_alrp_config(cfg: CN) -> None:
 
     # "SGD" (as published) or "AdamW" (converges from random weights within a short schedule).
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Images per process that pass through the network at a time in training, so that a large batch
+    # needs little memory; all are ranked together. 0: all of them.
+    cfg.SOLVER.MICRO_BATCH_SIZE = 0
 
     # "published": colour, expansion, min-IoU crop, resize to a square, and INPUT.RANDOM_FLIP; in
     # test OpenCV's bilinear resize. "detectron2": its own mapper, with INPUT.MIN_SIZE_TRAIN etc.

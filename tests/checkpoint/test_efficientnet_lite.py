@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import pytest
+import timm
 import torch
 from helpers.detectors import CONFIGS
 from torch.testing import assert_close
 
 from detectron2.modeling import build_model
 
-import timm
 from alrp.checkpoint import CheckedCheckpointer, convert_file
 from alrp.checkpoint.efficientnet_lite import (
     TIMM_MODEL,

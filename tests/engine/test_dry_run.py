@@ -36,6 +36,11 @@ def test_a_dry_run_reports_the_schedule_and_writes_nothing(report, tmp_path):
     assert not (tmp_path / "output").exists()
 
 
+def test_micro_batches_are_reported(report):
+    rows = report(SOLVER__MICRO_BATCH_SIZE=3, MODEL__BACKBONE__NORM_EVAL=True)
+    assert rows["batch"] == "4 images on 1 process(es), 3 at a time"
+
+
 def test_an_optimizer_without_a_published_rate_is_named(report):
     rows = report(SOLVER__OPTIMIZER="AdamW", SOLVER__BASE_LR=0.0005)
     assert rows["learning rate"].endswith("(AdamW; no published rate)")

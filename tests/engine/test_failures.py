@@ -7,10 +7,16 @@ import io
 import logging
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from detectron2.config import get_cfg
+
+from alrp.config import add_alrp_config
 from alrp.engine.failures import explain, one_message
+from alrp.engine.lazy import _LazyTrainer
 from alrp.errors import NoSpaceError, UserError
 from alrp.losses.inputs import NonFiniteError
 
@@ -41,6 +47,31 @@ WORKER = "DataLoader worker (pid 12) is killed by signal: Killed. "
 def test_known_failures_have_one_message(error, message, from_outside):
     failure = explain(error)
     assert failure.message.startswith(message) and failure.from_outside is from_outside
+
+
+class _FillsTheMemory(nn.Module):
+    def forward(self, batch):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+
+@pytest.mark.parametrize(
+    "size, message",
+    [
+        (0, "9 image(s), of which 9 at a time pass through the network; set .*_BATCH_SIZE 4, "),
+        (20, "9 image(s), of which 9 at a time pass through the network; set .*_BATCH_SIZE 4, "),
+        (3, "9 image(s), of which 3 at a time pass through the network; set .*_BATCH_SIZE 1, "),
+        (1, "9 image(s), of which 1 at a time pass through the network; take smaller images"),
+    ],
+)
+def test_too_little_memory_of_a_gpu_has_a_remedy(size, message):
+    cfg = get_cfg()
+    add_alrp_config(cfg)
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MICRO_BATCH_SIZE = 9, size
+    trainer = _LazyTrainer(_FillsTheMemory(), [[]], None)
+    trainer.cfg = cfg
+    with pytest.raises(UserError, match=message.replace("(s)", r"\(s\)")) as raised:
+        trainer.run_step()
+    assert str(raised.value).endswith("PyTorch says: CUDA out of memory. Tried to allocate 2 GiB.")
 
 
 class _LosesItsWorker(Dataset):

@@ -108,6 +108,11 @@ def test_a_dry_run_fills_in_the_epoch_and_writes_nothing(run, capsys, tmp_path):
     assert not (tmp_path / "output").exists()
 
 
+def test_micro_batches_are_reported(run, capsys):
+    assert run("--dry-run", more=["train.micro_batch_size=1"]) == 0
+    assert "2 images on 1 process(es), 1 at a time" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "override, message",
     [
@@ -123,6 +128,7 @@ def test_a_dry_run_fills_in_the_epoch_and_writes_nothing(run, capsys, tmp_path):
             "dataloader.evaluator.evaluators.1.dataset_name=other",
             "dataloader.evaluator.evaluators.1.dataset_name: expected the dataset of",
         ),
+        ("train.micro_batch_size=-1", "train.micro_batch_size: expected a whole number in [0, "),
     ],
 )
 def test_mistakes_end_with_one_message_before_anything_is_made(

@@ -127,9 +127,17 @@ def test_an_unknown_component_lists_the_choices(fail, key, wrong, listed):
     assert key.replace("__", ".") in message and wrong in message and listed in message
 
 
+def test_micro_batches_with_batch_norm_that_trains(fail, tmp_path):
+    message = fail(SOLVER__MICRO_BATCH_SIZE=2)
+    assert "SOLVER.MICRO_BATCH_SIZE: 2 was asked for, but backbone.bottom_up.stem" in message
+    assert "batch norm in training mode" in message and "NORM_EVAL True" in message
+    assert not (tmp_path / "output").exists()
+
+
 @pytest.mark.parametrize(
     "key, wrong, expected",
     [
+        ("SOLVER__MICRO_BATCH_SIZE", -1, "a number in [0, 100000]"),
         ("MODEL__ALRP__DELTA", -1.0, "a number in [0, 1e+30]"),
         ("MODEL__ALRP__TAU", 1.0, "a number in [0, 1)"),
         ("MODEL__ATSS__TOPK", 0, "a number in [1, 1000000]"),

@@ -84,6 +84,22 @@ def test_weights_are_those_of_an_uninterrupted_run(train, tmp_path, workers):
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+def test_micro_batches_may_change_when_a_run_is_resumed(train, tmp_path):
+    class InDoublePrecision(RecordingTrainer):
+        @classmethod
+        def build_model(cls, cfg):
+            return super().build_model(cfg).double()
+
+    sgd = {"SOLVER__OPTIMIZER": "SGD", "SOLVER__BASE_LR": 0.001, "SOLVER__WARMUP_ITERS": 0}
+    overrides = {**sgd, "DATASETS__TEST": (), "SOLVER__MAX_ITER": 3}
+    overrides |= {"MODEL__BACKBONE__NORM_EVAL": True, "trainer_class": InDoublePrecision}
+    whole = train(OUTPUT_DIR=tmp_path / "whole", **overrides)
+    first = train(stop=1, SOLVER__MICRO_BATCH_SIZE=1, **overrides)
+    assert [*first, *train("--resume", SOLVER__MICRO_BATCH_SIZE=3, **overrides)] == whole
+    expected, found = (final_state(tmp_path / name) for name in ("whole", "output"))
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
 def test_a_run_without_seed_goes_on_with_the_one_that_it_drew(train):
     overrides = {"SEED": -1, "DATASETS__TEST": (), "SOLVER__MAX_ITER": 3}
     images = [*train(stop=1, **overrides), *train("--resume", **overrides)]

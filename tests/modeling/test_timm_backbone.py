@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import pytest
+import timm
 import torch
 from helpers.detectors import CONFIGS, image, small_config, train_step
 from torch.testing import assert_close
@@ -13,7 +14,6 @@ from detectron2.config import instantiate
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone, build_model
 
-import timm
 from alrp.checkpoint import CheckedCheckpointer
 from alrp.config import load_config
 from alrp.engine.checks import check_config

@@ -19,6 +19,7 @@ train.init_checkpoint = "torchvision://resnet50"
 train.max_iter = 100 * _PER_EPOCH
 train.eval_period = train.checkpointer.period = _PER_EPOCH
 train.seed = -1
+train.micro_batch_size = 0
 
 lr_multiplier = L(WarmupParamScheduler)(
     # Milestones in epochs; only their ratio counts.

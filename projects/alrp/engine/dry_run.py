@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 from ..checkpoint import CheckedCheckpointer
 from ..memory import peak_memory
 from .checks import PUBLISHED_BATCH, published_learning_rate
-from .trainer import TrainingParts, distribute, epoch_length
+from .trainer import TrainingParts, distribute, epoch_length, memory_advice
 
 
 def dry_run(parts: TrainingParts) -> str:
@@ -35,12 +35,13 @@ def dry_run(parts: TrainingParts) -> str:
     trainer = trainer_class(distribute(parts.model), parts.data_loader, parts.optimizer)
     device = next(parts.model.parameters()).device
     on_gpu = device.type == "cuda"
-    for _ in range(2 if on_gpu else 1):
-        seconds, losses = _timed_step(trainer, on_gpu)
+    with memory_advice(cfg):
+        for _ in range(2 if on_gpu else 1):
+            seconds, losses = _timed_step(trainer, on_gpu)
     where = "on the GPU" if on_gpu else "resident"
     rows = {
         "parameters": _parameters(parts.model),
-        "batch": f"{cfg.SOLVER.IMS_PER_BATCH} images on {comm.get_world_size()} process(es)",
+        "batch": _batch(cfg),
         **_schedule(cfg, parts.num_images),
         "learning rate": _learning_rate(cfg),
         "losses": ", ".join(f"{name} {value:.4g}" for name, value in sorted(losses.items())),
@@ -71,6 +72,14 @@ def _parameters(model: nn.Module) -> str:
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return f"{total:,}, {trained:,} of them trained"
+
+
+def _batch(cfg: CfgNode) -> str:
+    num_processes, size = comm.get_world_size(), cfg.SOLVER.MICRO_BATCH_SIZE
+    text = f"{cfg.SOLVER.IMS_PER_BATCH} images on {num_processes} process(es)"
+    if 0 < size < cfg.SOLVER.IMS_PER_BATCH // num_processes:
+        text += f", {size} at a time"
+    return text
 
 
 def _schedule(cfg: CfgNode, num_images: int | None) -> dict[str, str]:

@@ -31,12 +31,19 @@ from ..evaluation import with_completed_annotations
 from ..head_nodes import HEAD_NODES
 from ..losses import SelfBalance
 from ..modeling.head_losses import HEAD_LOSSES
-from .checks import check_complete, check_lazy_config, check_lazy_values, in_lazy_names
+from ..modeling.micro_batches import set_micro_batch_size
+from .checks import (
+    OPTIONAL_KEYS,
+    check_complete,
+    check_lazy_config,
+    check_lazy_values,
+    in_lazy_names,
+)
 from .command import run_command
 from .preflight import report
 from .resuming import ContinuedMetrics, SeededIterations
 from .trainer import (
-    ResultsOnlyAfterSuccess,
+    CarefulFailures,
     TrainingParts,
     distribute,
     epoch_length,
@@ -137,6 +144,7 @@ def as_cfg_node(cfg: DictConfig) -> CfgNode:
     node.SOLVER.OPTIMIZER = _target_name(cfg.optimizer)
     node.SOLVER.BASE_LR = cfg.optimizer.lr
     node.SOLVER.AMP.ENABLED = train.amp.enabled
+    node.SOLVER.MICRO_BATCH_SIZE = train.get("micro_batch_size", 0)
     # The milestones of a multiplier are relative, so that none can lie beyond the end.
     node.SOLVER.MAX_ITER, node.SOLVER.STEPS = train.max_iter, ()
     node.OUTPUT_DIR = train.output_dir
@@ -179,10 +187,12 @@ def build_lazy_parts(cfg: DictConfig) -> TrainingParts:
         if num_images is None:
             num_images = len(instantiate(options.dataset))
     set_lazy_self_balance_period(cfg.model, epoch_length(num_images, options.total_batch_size))
+    node = as_cfg_node(cfg)
     model = instantiate(cfg.model).to(cfg.train.device).train()
+    set_micro_batch_size(model, node.SOLVER.MICRO_BATCH_SIZE, "train.micro_batch_size")
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    return TrainingParts(as_cfg_node(cfg), model, optimizer, loader, num_images, seeding)
+    return TrainingParts(node, model, optimizer, loader, num_images, seeding)
 
 
 def set_lazy_self_balance_period(model: DictConfig, period: int) -> None:
@@ -193,11 +203,11 @@ def set_lazy_self_balance_period(model: DictConfig, period: int) -> None:
             _LOGGER.info(f"Self-balance period: {period} iterations, one epoch")
 
 
-class _LazyTrainer(ResultsOnlyAfterSuccess, SimpleTrainer):
+class _LazyTrainer(CarefulFailures, SimpleTrainer):
     """Trains without a config of its own; failures are not followed by an evaluation."""
 
 
-class _LazyAMPTrainer(ResultsOnlyAfterSuccess, AMPTrainer):
+class _LazyAMPTrainer(CarefulFailures, AMPTrainer):
     """As ``_LazyTrainer``, in mixed precision."""
 
 
@@ -208,6 +218,7 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> None:
         model = distribute(parts.model, **cfg.train.ddp)
     trainer_class = _LazyAMPTrainer if cfg.train.amp.enabled else _LazyTrainer
     trainer = trainer_class(model, parts.data_loader, parts.optimizer)
+    trainer.cfg = parts.cfg
     checkpointer = CheckedCheckpointer(
         model,
         cfg.train.output_dir,
@@ -271,7 +282,7 @@ def _check_keys(cfg: DictConfig, overrides: list[str]) -> None:
         known = isinstance(node, ListConfig) or (
             isinstance(node, DictConfig) and (name in node or "_target_" in node)
         )
-        if not known and key != "dataloader.coco_format":
+        if not known and key not in OPTIONAL_KEYS:
             raise UserError(
                 f"config: no key {key!r}; write one of the config's own as path.key=value, for "
                 "example train.max_iter=1000."

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from typing import NamedTuple
+from contextlib import contextmanager
+from typing import Iterator, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -36,6 +37,7 @@ from ..data.datasets.coco_format import class_names
 from ..data.stream import with_places
 from ..errors import UserError
 from ..evaluation import APEvaluator, LRPEvaluator, with_completed_annotations
+from ..modeling.micro_batches import set_micro_batch_size
 from .resuming import ContinuedMetrics, SeededIterations
 
 _LOGGER = logging.getLogger(__name__)
@@ -62,12 +64,46 @@ class TrainingParts(NamedTuple):
     seeding: SeededIterations
 
 
-class ResultsOnlyAfterSuccess:
-    """Mixin of trainers: nothing is evaluated after a failure.
+@contextmanager
+def memory_advice(cfg: CfgNode) -> Iterator[None]:
+    """A training step in which too little memory of a GPU becomes a message with a remedy.
+
+    Args:
+        cfg: with ``SOLVER.IMS_PER_BATCH`` and ``SOLVER.MICRO_BATCH_SIZE``.
+
+    Raises:
+        UserError: if the memory of a GPU is exhausted.
+    """
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        num_images = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        at_a_time = min(cfg.SOLVER.MICRO_BATCH_SIZE or num_images, num_images)
+        remedy = f"set SOLVER.MICRO_BATCH_SIZE {at_a_time // 2}, which changes nothing but time"
+        if at_a_time == 1:
+            remedy = "take smaller images, a smaller model, or mixed precision"
+        raise UserError(
+            f"the GPU has too little memory for a training step of {num_images} image(s), of which "
+            f"{at_a_time} at a time pass through the network; {remedy}. PyTorch says: {error}"
+        ) from error
+
+
+class CarefulFailures:
+    """Mixin of trainers: nothing is evaluated after a failure, and one of memory has a remedy.
 
     Detectron2's hooks take a failure in the last iteration for the end of the training; their
     evaluation hides the error, and its results look like those of a finished run.
+
+    Attributes:
+        cfg: see :func:`memory_advice`.
     """
+
+    cfg: CfgNode
+
+    def run_step(self) -> None:
+        """As the parent, with :func:`memory_advice`."""
+        with memory_advice(self.cfg):
+            super().run_step()
 
     def after_train(self) -> None:
         """As the parent; after a failure without the hooks that evaluate."""
@@ -77,7 +113,7 @@ class ResultsOnlyAfterSuccess:
         super().after_train()
 
 
-class Trainer(ResultsOnlyAfterSuccess, DefaultTrainer):
+class Trainer(CarefulFailures, DefaultTrainer):
     """``DefaultTrainer`` that knows the length of an epoch, evaluates LRP, and runs on CPU ranks.
 
     The self-balance period of the model is one epoch of ``DATASETS.TRAIN`` unless the config sets
@@ -144,6 +180,7 @@ class Trainer(ResultsOnlyAfterSuccess, DefaultTrainer):
         if num_images is not None:
             cfg = set_self_balance_period(cfg, num_images)
         model = cls.build_model(cfg)
+        set_micro_batch_size(model, cfg.SOLVER.MICRO_BATCH_SIZE, "SOLVER.MICRO_BATCH_SIZE")
         optimizer = cls.build_optimizer(cfg, model)
         return TrainingParts(cfg, model, optimizer, loader, num_images, seeding)
 

@@ -3,10 +3,11 @@
 from .config import check_config
 from .datasets import check_datasets
 from .lazy_config import check_lazy_config
-from .lazy_values import check_complete, check_lazy_values, in_lazy_names
+from .lazy_values import OPTIONAL_KEYS, check_complete, check_lazy_values, in_lazy_names
 from .training import PUBLISHED_BATCH, check_device, check_training, published_learning_rate
 
 __all__ = [
+    "OPTIONAL_KEYS",
     "PUBLISHED_BATCH",
     "check_complete",
     "check_config",

@@ -14,6 +14,7 @@ from detectron2.config import LazyCall, instantiate
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 
 from ...coco import Finding
+from ...modeling.micro_batches import set_micro_batch_size
 from .trial import (
     TrialFailure,
     blamed,
@@ -79,6 +80,7 @@ def _try(cfg: DictConfig, for_training: bool) -> TrialFailure | None:
     ]
     if for_training:
         steps += [
+            ("setting the size of micro-batches", partial(_set_micro_batch_size, cfg, parts)),
             ("preparing an image for the training", partial(_map, cfg.dataloader.train, parts)),
             ("building the optimizer", partial(_build_optimizer, cfg)),
             ("building the learning rate schedule", partial(_build_schedule, cfg)),
@@ -90,6 +92,11 @@ def _try(cfg: DictConfig, for_training: bool) -> TrialFailure | None:
 def _build_model(cfg: DictConfig, parts: dict) -> None:
     with torch.device("meta"):
         parts["model"] = instantiate(cfg.model)
+
+
+def _set_micro_batch_size(cfg: DictConfig, parts: dict) -> None:
+    key = "train.micro_batch_size"
+    set_micro_batch_size(parts["model"], OmegaConf.select(cfg, key, default=0), key)
 
 
 def _map(loader: DictConfig, parts: dict) -> None:

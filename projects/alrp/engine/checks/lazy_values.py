@@ -75,6 +75,7 @@ _EXPECTED = {
     "train.init_checkpoint": Expected("text or null", lambda value: isinstance(value, str | None)),
     "train.log_period": _whole("[1, inf)"),
     "train.max_iter": _whole("[1, inf)"),
+    "train.micro_batch_size": _whole("[0, 100000]", needed=False),
     "train.output_dir": _TEXT,
     # NumPy's limit, less room for the rank that is added.
     "train.seed": _whole("[-1, 4000000000]", needed=False),
@@ -110,6 +111,7 @@ _EXPECTED = {
     "optimizer.params": _NODE,
     "lr_multiplier": _CALL,
 }
+OPTIONAL_KEYS = frozenset(key for key, expected in _EXPECTED.items() if not expected.needed)
 _ABSENT = object()
 
 # Key of the YAML configs -> the same of a LazyConfig.
@@ -130,6 +132,7 @@ _LAZY_NAMES = {
     "SOLVER.BASE_LR": "optimizer.lr",
     "SOLVER.IMS_PER_BATCH": "dataloader.train.total_batch_size",
     "SOLVER.MAX_ITER": "train.max_iter",
+    "SOLVER.MICRO_BATCH_SIZE": "train.micro_batch_size",
 }
 _KEYS = "|".join(map(re.escape, _LAZY_NAMES))
 # "set KEY VALUE", as one writes it on a command line.

@@ -26,6 +26,7 @@ from detectron2.structures import BoxMode
 from ...coco import Finding
 from ...data.dataset_mapper import build_mapper
 from ...errors import UserError
+from ...modeling.micro_batches import set_micro_batch_size
 from ..trainer import Trainer
 from .keys import (
     Reads,
@@ -234,6 +235,11 @@ def _pass_image(cfg: CfgNode, parts: Parts) -> None:
     pass_image(parts["model"], parts["image"])
 
 
+def _set_micro_batch_size(cfg: CfgNode, parts: Parts) -> None:
+    size = cfg.SOLVER.MICRO_BATCH_SIZE
+    set_micro_batch_size(parts["model"], size, "SOLVER.MICRO_BATCH_SIZE")
+
+
 def _map_training_image(cfg: CfgNode, parts: Parts) -> None:
     parts["mapper"] = build_mapper(cfg, is_train=True)
     map_picture(parts["mapper"])
@@ -257,6 +263,7 @@ _EVALUATION: tuple[Step, ...] = (
     ("passing an image through the model", _pass_image),
 )
 _TRAINING: tuple[Step, ...] = (
+    ("setting the size of micro-batches", _set_micro_batch_size),
     ("preparing an image for the training", _map_training_image),
     ("building the optimizer", _build_optimizer),
     ("building the learning rate schedule", _build_schedule),

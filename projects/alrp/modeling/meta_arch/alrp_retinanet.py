@@ -16,11 +16,12 @@ from ..dense_inference import check_test_options, decode_best_anchors
 from ..dense_losses import anchor_losses
 from ..head_losses import build_head_losses
 from ..matcher import build_matcher
+from ..micro_batches import MicroBatches
 from ..targets import match_anchors, matched_targets
 
 
 @META_ARCH_REGISTRY.register()
-class ALRPRetinaNet(RetinaNet):
+class ALRPRetinaNet(MicroBatches, RetinaNet):
     """RetinaNet whose ``losses`` ranks all anchors and classes of the mini-batch.
 
     Of Detectron2's :class:`RetinaNet` it replaces the matching (:meth:`label_anchors`), the losses

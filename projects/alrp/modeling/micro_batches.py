@@ -1,0 +1,151 @@
+"""The losses of a large batch in the memory of a small one.
+
+A ranking loss reads the whole batch, so gradients of smaller batches do not add up to its own. But
+it reads only what the network predicts, which is small beside what the network keeps for its
+backward pass. So every micro-batch passes through the network twice::
+
+    forward     images 1-4 ---> network, nothing kept ---> predictions --.
+                images 5-8 ---> network, nothing kept ---> predictions --+--> one loss of 1-8
+                                                                                   |
+    backward    images 5-8 ---> network, kept <--- their gradients <-----.         |
+                images 1-4 ---> network, kept <--- their gradients <-----+---------'
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import UserError
+from ..losses.inputs import NonFiniteError
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def in_micro_batches(network: Callable[[Tensor], Any], images: Tensor, size: int) -> Any:
+    """Output of ``network`` for all images, of which ``size`` at a time pass through it.
+
+    Nothing of the passes is kept for the backward pass, which repeats each of them, with the same
+    random numbers of PyTorch and the same mixed precision.
+
+    Args:
+        network: function of (N, C, H, W) whose output is made of tensors (N, ...) in lists, tuples
+            and dicts. What it computes of an image must not depend on the others.
+        images: of the whole batch, padded to one size.
+        size: images of a micro-batch, at least 1; the last may have fewer.
+
+    Returns:
+        Any: as ``network`` returns it.
+    """
+    parts = []
+    for micro_batch in images.split(size):
+        # Else all would share one half precision copy of each weight, and their gradients would be
+        # added up in half precision.
+        torch.clear_autocast_cache()
+        parts.append(checkpoint(network, micro_batch, use_reentrant=False))
+    return _concatenated(parts)
+
+
+def _concatenated(parts: list) -> Any:
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(parts)
+    if isinstance(first, dict):
+        return {key: _concatenated([part[key] for part in parts]) for key in first}
+    return [_concatenated(list(members)) for members in zip(*parts)]
+
+
+class MicroBatches:
+    """Mixin of a Detectron2 ``DenseDetector``, whose losses read no features but their sizes.
+
+    Attributes:
+        micro_batch_size: images that pass through the network at a time in training; 0: all.
+    """
+
+    micro_batch_size = 0
+
+    def forward(self, batched_inputs: list[dict]):
+        """As the parent.
+
+        Raises:
+            FloatingPointError: in training, if predictions are NaN or infinite; names the images.
+        """
+        if not self.training:
+            return super().forward(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
+        size = self.micro_batch_size
+        if 0 < size < len(images):
+            predictions = in_micro_batches(lambda x: self._predict(x)[1], images.tensor, size)
+            # Tensors without values, for their sizes; those of the features are the same.
+            features = [level.to("meta") for level in predictions[0]]
+        else:
+            features, predictions = self._predict(images.tensor)
+        gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
+        try:
+            return self.forward_training(images, features, predictions, gt_instances)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}{_at_fault(predictions, batched_inputs)}") from error
+
+    def _predict(self, images: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """Features that the head reads, and what it predicts."""
+        features = self.backbone(images)
+        features = [features[name] for name in self.head_in_features]
+        return features, self.head(features)
+
+
+def set_micro_batch_size(model: nn.Module, size: int, key: str = "micro_batch_size") -> None:
+    """Let ``size`` images at a time pass through the network in training; 0: the whole batch.
+
+    The model is set to training mode.
+
+    Args:
+        model: a detector.
+        size: at least 0; any size from that of the batch on is the whole batch.
+        key: what a user calls the size, for the messages.
+
+    Raises:
+        UserError: if the size is negative, or the step would not be that of the whole batch.
+    """
+    if size < 0:
+        raise UserError(f"{key}: expected a number of images, or 0 for all, but got {size}.")
+    model.train()  # some backbones then keep their batch norm in eval mode
+    if size and not isinstance(model, MicroBatches):
+        raise UserError(
+            f"{key}: {type(model).__name__} takes no micro-batches, but {size} was asked for; set "
+            "it to 0. To need less memory, train with more processes, and rank their images "
+            "together with MODEL.ALRP.GLOBAL_RANKING, or lower the batch and, in proportion, the "
+            "learning rate."
+        )
+    if size:
+        _refuse_batch_norm(model, size, key)
+    if isinstance(model, MicroBatches):
+        model.micro_batch_size = size
+
+
+def _refuse_batch_norm(model: nn.Module, size: int, key: str) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, _BATCH_NORMS) and module.training:
+            raise UserError(
+                f"{key}: {size} was asked for, but {name} is batch norm in training mode, which "
+                "would take its statistics from each micro-batch instead of the batch, and count "
+                'it twice; set the norm to "FrozenBN" or "GN", MODEL.BACKBONE.NORM_EVAL True, or '
+                f"{key} 0."
+            )
+
+
+def _at_fault(predictions: list[list[Tensor]], batched_inputs: list[dict]) -> str:
+    """The images whose predictions are not finite, as the end of a message."""
+    finite = [level.isfinite().flatten(1).all(1) for levels in predictions for level in levels]
+    is_finite = torch.stack(finite).all(0).tolist()
+    names = [
+        str(x.get("file_name", f"image {i} of the batch"))
+        for i, (x, good) in enumerate(zip(batched_inputs, is_finite))
+        if not good
+    ]
+    if not names:
+        return ""
+    return f" Predictions for {len(names)} of {len(is_finite)} images are NaN or Inf: " + (
+        ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") + "."
+    )
