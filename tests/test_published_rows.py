@@ -7,8 +7,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers.detectors import USUAL, assert_all_gradients_finite, image, train_step
-from helpers.published_configs import ALL, ONE_X, ROWS, build_both, each, load_lazy, load_yaml
+from helpers.detectors import USUAL, assert_all_gradients_finite, train_step
+from helpers.published_configs import (
+    ALL,
+    ONE_X,
+    ROWS,
+    RS_ROWS,
+    build_both,
+    each,
+    load_lazy,
+    load_yaml,
+)
+from helpers.rcnn_models import masked_image
 from PIL import Image
 from torch.testing import assert_close
 
@@ -67,6 +77,31 @@ def test_one_x_is_the_schedule_and_the_images_of_detectron2():
     assert sizes == (1333, 800, 1333)
 
 
+@each(RS_ROWS)
+def test_published_numbers_of_rs_loss(name, row):
+    cfg = load_yaml(name)
+    solver, model = cfg.SOLVER, cfg.MODEL
+    epochs = 12 if name.endswith("1x") else 36
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR) == (16, row.learning_rate)
+    assert solver.MAX_ITER == epochs * 7330
+    assert solver.STEPS == tuple(epoch * 7330 for epoch in row.steps)
+    assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.GAMMA) == (500, 0.001, 0.1)
+    assert (solver.WEIGHT_DECAY, solver.MOMENTUM, solver.OPTIMIZER) == (1e-4, 0.9, "SGD")
+    assert not solver.CLIP_GRADIENTS.ENABLED
+    assert (model.BACKBONE.FREEZE_AT, model.BACKBONE.NORM_EVAL) == (2, True)
+    assert model.WEIGHTS == f"torchvision://{row.backbone}"
+    sides = (800,)
+    if epochs == 36:
+        sides = (480, 960) if "DCN" in name else (640, 800)
+    assert cfg.INPUT.MIN_SIZE_TRAIN == sides and cfg.INPUT.MAX_SIZE_TRAIN == 1333
+    assert cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == ("choice" if epochs == 12 else "range")
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (800, 1333)
+    alrp = model.ALRP
+    assert (alrp.LOSS_TYPE, alrp.BOX_LOSS, alrp.DELTA, alrp.MATCHER) == ("rs", "", 0.0, "ATSS")
+    assert (alrp.SELF_BALANCE.ENABLED, alrp.SELF_BALANCE.MODE) == (True, "")
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 100
+
+
 # torchvision's counts without the classifier of 1000 classes.
 _CLASSIFIER = 2048 * 1000 + 1000
 PARAMETERS = {
@@ -82,21 +117,33 @@ def fpn_by_hand(channels):
 
 
 def dense_by_hand(name, row):
-    p6_p7 = (2048 * 256 * 9 + 256) + CONV
+    is_rs = row.loss == "rs"
+    p6_p7 = ((256 if is_rs else 2048) * 256 * 9 + 256) + CONV
+    # Beside RS Loss: group norm behind convolutions without bias, and a factor for each level.
+    towers = 8 * (CONV + 256) + 5 if is_rs else 8 * CONV
     outputs = sum(256 * 9 * row.anchors * n + row.anchors * n for n in (80, 4))
-    offsets = 0
-    if "DCN" in name:  # one 3x3 convolution to 9 * (dy, dx, mask) in each block of res3 to res5
-        blocks = ((4, 512), (23, 1024), (3, 2048))
-        offsets = sum(n * (c * 9 * 27 + 27) for n, c in blocks)
-    return fpn_by_hand((512, 1024, 2048)) + p6_p7 + 8 * CONV + outputs + offsets
+    return fpn_by_hand((512, 1024, 2048)) + p6_p7 + towers + outputs
 
 
-def rcnn_by_hand(row):
+def rcnn_by_hand(name, row):
     rpn = CONV + (256 * 3 + 3) + (256 * 12 + 12)
     box_head = (256 * 7 * 7 * 1024 + 1024) + (1024 * 1024 + 1024)
     num_scores = 81 if row.loss == "ce" else 80
-    outputs = (1024 * num_scores + num_scores) + (1024 * 320 + 320)
-    return fpn_by_hand((256, 512, 1024, 2048)) + rpn + box_head + outputs  # P6 is subsampled P5
+    is_cascade = "cascade" in name
+    num_values = 4 if is_cascade else 320
+    box_head += (1024 * num_scores + num_scores) + (1024 * num_values + num_values)
+    masks = 4 * CONV + (256 * 256 * 4 + 256) + (256 * 80 + 80) if "mask" in name else 0
+    heads = rpn + (3 if is_cascade else 1) * box_head + masks
+    return fpn_by_hand((256, 512, 1024, 2048)) + heads  # P6 is subsampled P5
+
+
+def offsets_by_hand(name, row):
+    """One 3x3 convolution to 9 * (dy, dx, mask) in each deformable block of res3 to res5."""
+    if "DCN" not in name:
+        return 0
+    widening = 4 if "resnext" in row.backbone else 1
+    blocks = ((4, 128), (23, 256), (3, 512))
+    return sum(n * (widening * c * 9 * 27 + 27) for n, c in blocks)
 
 
 def parameters_by_hand(name, row):
@@ -104,7 +151,8 @@ def parameters_by_hand(name, row):
     width = 256 if "resnext" in row.backbone else 64
     frozen = 2 * (64 + 3 * (width + width + 256) + 256)
     is_rcnn = row.architecture == "GeneralizedRCNN"
-    rest = rcnn_by_hand(row) if is_rcnn else dense_by_hand(name, row)
+    rest = rcnn_by_hand(name, row) if is_rcnn else dense_by_hand(name, row)
+    rest += offsets_by_hand(name, row)
     return PARAMETERS[row.backbone] - frozen + rest
 
 
@@ -197,15 +245,20 @@ def tame(model):
 
 
 # Two networks of 100 million parameters, several times.
-SLOW = [pytest.param(n, marks=pytest.mark.slow) if "_101_" in n or "rcnn" in n else n for n in ALL]
+SLOW = [
+    pytest.param(n, marks=pytest.mark.slow) if "_101_" in n or "rcnn" in n else n
+    for n in ALL
+    if not n.endswith("3x")  # which differ from others of RS Loss in their backbone only
+]
 
 
 @pytest.mark.parametrize("name", SLOW)
 def test_both_files_train_alike_and_infer(name):
-    models = list(map(tame, build_both(name, "cpu")))
-    if name.startswith("alrp_faster_rcnn"):  # that of YAML makes, then replaces, one more predictor
+    is_rs = name in RS_ROWS
+    models = list(map(tame, build_both(name, "cpu", small=is_rs)))
+    if is_rs or name.startswith("alrp_faster_rcnn"):  # that of YAML makes, then replaces, a head
         models[1].load_state_dict(models[0].state_dict())
-    batch = [image(64, 96, USUAL, [0, 79])]
+    batch = [masked_image(64, 96, USUAL, [0, 79])]
     losses, detections = [], []
     for model in models:
         heads = getattr(model, "roi_heads", None)
@@ -215,11 +268,19 @@ def test_both_files_train_alike_and_infer(name):
         losses.append(train_step(model, batch)[0])
         assert_all_gradients_finite(model)
         # An untrained network scores 0.01.
-        (heads.box_predictor if heads else model).test_score_thresh = 0.0
+        for part in model.modules():
+            if hasattr(part, "test_score_thresh"):
+                part.test_score_thresh = 0.0
         with torch.no_grad():
             detections.append(model.eval()(batch)[0]["instances"])
-    of_rpn = {"loss_rpn_cls", "loss_rpn_loc"} if "rcnn" in name else set()
-    assert set(losses[0]) == {"loss_cls", "loss_box_reg"} | of_rpn
+    expected = {"loss_cls", "loss_box_reg"}
+    if "cascade" in name:
+        expected = {f"{key}_stage{i}" for key in expected for i in range(3)}
+    if "rcnn" in name:
+        expected |= {"loss_rpn_cls", "loss_rpn_loc"}
+    if "mask" in name:
+        expected.add("loss_mask")
+    assert set(losses[0]) == expected
     assert all(loss.item() > 0 for loss in losses[0].values())
     assert_close(losses[1], losses[0], rtol=0, atol=0)
 

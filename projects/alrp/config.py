@@ -144,6 +144,9 @@ def add_alrp_config(cfg: CN) -> None:
     # Rank the mini-batches of all processes as one, as if one process held the whole batch; as
     # published, each process ranks its own.
     cfg.MODEL.ALRP.GLOBAL_RANKING = False
+    # Positive proposals of an image that the mask head trains on at most, drawn at random; 0: all.
+    # ALRPROIHeads and ALRPCascadeROIHeads only.
+    cfg.MODEL.ALRP.MASKS_PER_IMAGE = 0
     # Node of MODEL with the NUM_CLASSES and IN_FEATURES of the head, such as "RETINANET". Needed
     # only for a meta-architecture that is no subclass of RetinaNet, FoveaBox or GeneralizedRCNN.
     cfg.MODEL.ALRP.HEAD_NODE = ""
@@ -182,6 +185,9 @@ def add_alrp_config(cfg: CN) -> None:
     cfg.MODEL.ATSS = CN()
     # Candidate anchors per level and ground truth.
     cfg.MODEL.ATSS.TOPK = 9
+    # The head of ATSS, without its centerness: a learnt factor for the box output of each level,
+    # and no bias before a norm; ALRPRetinaNet only.
+    cfg.MODEL.ATSS.HEAD = False
 
     _add_foveabox_config(cfg)
 

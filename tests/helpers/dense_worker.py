@@ -19,7 +19,14 @@ RETINANETS = {
     "alrp_ATSS": {"MODEL.ALRP.LOSS_TYPE": "alrp", "MODEL.ALRP.MATCHER": "ATSS"},
     "alrp_max_iou": {"MODEL.ALRP.LOSS_TYPE": "alrp", "MODEL.ALRP.MATCHER": "max_iou"},
     "ap_max_iou": {"MODEL.ALRP.LOSS_TYPE": "ap", "MODEL.ALRP.MATCHER": "max_iou"},
-    "rs_ATSS": {"MODEL.ALRP.LOSS_TYPE": "rs", "MODEL.ALRP.DELTA": 0.5},
+    "rs_ATSS": {
+        "MODEL.ALRP.LOSS_TYPE": "rs",
+        "MODEL.ATSS.HEAD": True,
+        "MODEL.BACKBONE.NAME": "build_atss_resnet_fpn_backbone",
+        "MODEL.RETINANET.NORM": "GN",
+        # Group norm has 32 groups, each of which needs more than one value on a level of one cell.
+        "MODEL.FPN.OUT_CHANNELS": 64,
+    },
 }
 FOVEABOXES = {name: {"MODEL.ALRP.LOSS_TYPE": name} for name in ("alrp", "ap", "rs", "focal")}
 

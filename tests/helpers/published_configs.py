@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from alrp.config import add_alrp_config
 from alrp.engine.lazy import set_lazy_self_balance_period
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "COCO-Detection"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 class Row(NamedTuple):
@@ -52,7 +52,18 @@ ROWS = {
     "alrp_faster_rcnn_R_50_FPN_100e": _RCNN._replace(learning_rate=0.012),
 }
 ONE_X = "alrp_retinanet_R_50_FPN_ATSS_1x"  # ours
-ALL = {**ROWS, ONE_X: Row(**_800)}
+_RS = dict(size=800, anchors=3, batch=16, loss="rs")
+_RS_RCNN = _RCNN._replace(**_RS, learning_rate=0.012)
+_1X, _3X = dict(steps=(8, 11)), dict(steps=(27, 33), backbone="resnet101")
+RS_ROWS = {
+    "rs_retinanet_R_50_FPN_ATSS_1x": Row(**_RS, **_1X),
+    "rs_faster_rcnn_R_50_FPN_1x": _RS_RCNN._replace(**_1X),
+    "rs_cascade_rcnn_R_50_FPN_1x": _RS_RCNN._replace(**_1X),
+    "rs_mask_rcnn_R_50_FPN_1x": _RS_RCNN._replace(**_1X),
+    "rs_faster_rcnn_R_101_DCN_FPN_3x": _RS_RCNN._replace(**_3X),
+    "rs_mask_rcnn_R_101_FPN_3x": _RS_RCNN._replace(**_3X),
+}
+ALL = {**ROWS, ONE_X: Row(**_800), **RS_ROWS}
 
 
 def rows_of(architecture):
@@ -64,20 +75,39 @@ def each(rows):
     return pytest.mark.parametrize("name, row", rows.items(), ids=list(rows))
 
 
+def _file(name, suffix):
+    (path,) = CONFIGS.glob(f"COCO-*/{name}{suffix}")
+    return str(path)
+
+
 def load_yaml(name):
     cfg = get_cfg()
     add_alrp_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / f"{name}.yaml"))
+    cfg.merge_from_file(_file(name, ".yaml"))
     return cfg
 
 
 def load_lazy(name):
-    return LazyConfig.load(str(CONFIGS / f"{name}.py"))
+    return LazyConfig.load(_file(name, ".py"))
 
 
-def build_both(name, device):
-    """The model of each file from one seed, both in training mode."""
+def build_both(name, device, small=False):
+    """The model of each file from one seed, both in training mode.
+
+    Args:
+        name: of a row.
+        device: to build on.
+        small: with a ResNet-18 and few proposals.
+    """
     cfg, lazy = load_yaml(name), load_lazy(name)
+    if small:
+        cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
+        cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 50
+        if "proposal_generator" in lazy.model:
+            lazy.model.proposal_generator.post_nms_topk = (50, 50)
+        stages = lazy.model.backbone.bottom_up.stages
+        stages.depth = 18
+        del stages.stride_in_1x1  # of bottleneck blocks
     cfg.MODEL.DEVICE = device
     cfg.MODEL.ALRP.SELF_BALANCE.PERIOD = 10
     set_lazy_self_balance_period(lazy.model, 10)

@@ -19,6 +19,9 @@ NAMES = {
     "ce_giou": "COCO-Detection/ce_giou_faster_rcnn_R_50_FPN_100e",
     "alrp": "COCO-Detection/alrp_faster_rcnn_R_50_FPN_100e",
     "mask": "COCO-InstanceSegmentation/alrp_mask_rcnn_R_50_FPN_100e",
+    "rs": "COCO-Detection/rs_faster_rcnn_R_50_FPN_1x",
+    "rs_cascade": "COCO-Detection/rs_cascade_rcnn_R_50_FPN_1x",
+    "rs_mask": "COCO-InstanceSegmentation/rs_mask_rcnn_R_50_FPN_1x",
 }
 
 
@@ -42,6 +45,9 @@ def small_rcnn(name, num_classes=3, **overrides):
         # Unlike as published with aLRP: of the proposals of an untrained RPN none need reach an IoU
         # of 0.5, and the box head would have no positive; a ground truth among them is always one.
         "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": True,
+        # The published 0 of RS Cascade R-CNN leaves coarse levels nothing to learn: their anchors
+        # are larger than the images of the tests.
+        "MODEL.RPN.BOUNDARY_THRESH": -1,
         "MODEL.ALRP.SELF_BALANCE.PERIOD": 2,
         **overrides,
     }

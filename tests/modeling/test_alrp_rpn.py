@@ -157,6 +157,23 @@ def test_anchors_beyond_the_own_padding_are_ignored(golden):
     assert (labels[0][inside] == 0).any()
 
 
+def test_anchors_that_reach_farther_over_the_border_than_allowed_are_ignored(golden):
+    case = golden("alrp_rpn_random")
+    rpn, _ = golden_rpn(case)
+    anchors = rpn.anchor_generator(list(golden_features(case).values()))
+    everywhere, _ = rpn.label_and_sample_anchors(anchors, golden_targets(case))
+    rpn.anchor_boundary_thresh = 8
+    labels, _ = rpn.label_and_sample_anchors(anchors, golden_targets(case))
+    boxes = Boxes.cat(anchors)
+    for labels_i, everywhere_i, size in zip(labels, everywhere, case["image_shapes"].tolist()):
+        inside = boxes.inside_box(size, 8)
+        assert inside.any() and not inside.all()
+        assert (labels_i[~inside] == -1).all()
+        # Some ground truth may claim another anchor than it did.
+        assert (labels_i[inside] == everywhere_i[inside]).float().mean() > 0.99
+        assert (labels_i == 1).any()
+
+
 def test_proposals_are_exact_in_half_precision():
     """Boxes on a large image, decoded from half precision, where its steps are a quarter pixel."""
     rpn = ALRPRPN(

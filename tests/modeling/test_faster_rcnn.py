@@ -23,7 +23,14 @@ from torch import nn
 from torch.multiprocessing import spawn
 from torch.testing import assert_close
 
-LOSSES = {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"}
+
+def expected_losses(name):
+    """Names of the losses of a model."""
+    of_box_head = ["loss_cls", "loss_box_reg"]
+    if name == "rs_cascade":
+        of_box_head = [f"{loss}_stage{i}" for loss in of_box_head for i in range(3)]
+    masks = ["loss_mask"] if "mask" in name else []
+    return {*of_box_head, *masks, "loss_rpn_cls", "loss_rpn_loc"}
 
 
 @pytest.mark.parametrize("num_classes", [1, 3])
@@ -32,7 +39,7 @@ def test_every_parameter_gets_a_finite_gradient(name, num_classes):
     model = small_rcnn(name, num_classes)
     full = FULL if num_classes == 3 else {**FULL, "instances": FULL["instances"][:1]}
     losses, storage = train_step(model, [full, EMPTY], start_iter=19)
-    assert set(losses) == LOSSES | ({"loss_mask"} if name == "mask" else set())
+    assert set(losses) == expected_losses(name)
     assert all(loss.dim() == 0 and loss.isfinite() for loss in losses.values())
     assert_all_gradients_finite(model)
     assert model.proposal_generator.rpn_head.objectness_logits.weight.grad.any()
@@ -60,9 +67,10 @@ def test_a_batch_without_ground_truth_trains_through(name):
     model = small_rcnn(name)
     losses, _ = train_step(model, [EMPTY, EMPTY])
     assert_all_gradients_finite(model)
-    if name == "alrp":  # nothing to rank; cross entropy still learns the background
+    if not name.startswith("ce"):  # nothing to rank; cross entropy still learns the background
         assert not any(loss.item() for loss in losses.values())
         assert not any(p.grad.any() for p in model.parameters() if p.requires_grad)
+    if name == "alrp":
         assert model.proposal_generator.head_losses.self_balance.count == 0
 
 
@@ -75,8 +83,8 @@ WITHOUT_WIDTH = {"without width": [10, 20, 10, 40]}
     "name, box",
     [
         pytest.param(name, box, id=f"{name}-{what}")
-        for name in ("ce", "ce_giou", "alrp")
-        for what, box in {**EXTREME, **(WITHOUT_WIDTH if name == "alrp" else {})}.items()
+        for name in ("ce", "ce_giou", "alrp", "rs", "rs_cascade")
+        for what, box in {**EXTREME, **(WITHOUT_WIDTH if name in ("alrp", "rs") else {})}.items()
     ],
 )
 def test_extreme_ground_truth_trains_through(name, box):
@@ -90,12 +98,14 @@ def test_extreme_ground_truth_trains_through(name, box):
 @pytest.mark.parametrize("name", NAMES)
 def test_inference_gives_clipped_boxes_of_the_original_size(name):
     model = small_rcnn(name, **{"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.001}).eval()
-    nn.init.normal_(model.roi_heads.box_predictor.bbox_pred.weight, std=1.0)
+    for part in model.roi_heads.box_predictor.modules():
+        if hasattr(part, "bbox_pred"):
+            nn.init.normal_(part.bbox_pred.weight, std=1.0)
     instances = detect_at_twice_the_size(model)
     boxes = instances.pred_boxes.tensor
     assert (boxes[:, 2] <= 192).all() and (boxes[:, 3] <= 128).all()
     assert set(instances.pred_classes.tolist()) <= {0, 1, 2}
-    if name == "mask":
+    if "mask" in name:
         assert instances.pred_masks.shape == (len(instances), 128, 192)
 
 

@@ -1,10 +1,12 @@
 """Detectron2 models that train with ranking losses; importing this registers them."""
 
+from .atss_head import ATSSHead
 from .backbone import (
     LastLevelP6P7NoReLU,
     PublishedFPN,
     build_alrp_rcnn_resnet_fpn_backbone,
     build_alrp_resnet_fpn_backbone,
+    build_atss_resnet_fpn_backbone,
 )
 from .box_losses import BoxLoss, GIoULoss, IterationBalance, SmoothL1Loss, WeightedGIoULoss
 from .box_regression import BoxDeltaTransform, PointBoxTransform, decode_in_anchor_frame
@@ -22,22 +24,32 @@ from .head_losses import (
 from .matcher import ATSSMatcher, MaxIoUMatcher, build_matcher
 from .meta_arch import ALRPRetinaNet, FoveaBox
 from .proposal_generator import ALRPRPN, PriorRPNHead
-from .roi_heads import ALRPFastRCNNOutputLayers, ALRPROIHeads, XavierConvFCHead
+from .roi_heads import (
+    ALRPCascadeROIHeads,
+    ALRPFastRCNNOutputLayers,
+    ALRPROIHeads,
+    DiceMaskHead,
+    XavierConvFCHead,
+    dice_losses,
+)
 from .targets import match_anchors, matched_boxes, matched_classes, matched_targets
 from .timm_backbone import TimmBackbone, build_timm_fpn_backbone
 
 __all__ = [
+    "ALRPCascadeROIHeads",
     "ALRPFastRCNNOutputLayers",
     "ALRPHeadLosses",
     "ALRPROIHeads",
     "ALRPRPN",
     "ALRPRetinaNet",
     "APHeadLosses",
+    "ATSSHead",
     "ATSSMatcher",
     "BoxDeltaTransform",
     "BoxLoss",
     "DeformConv2d",
     "DeformableBottleneckBlock",
+    "DiceMaskHead",
     "FocalHeadLosses",
     "FoveaBox",
     "FoveaMatcher",
@@ -58,10 +70,12 @@ __all__ = [
     "anchor_losses",
     "build_alrp_rcnn_resnet_fpn_backbone",
     "build_alrp_resnet_fpn_backbone",
+    "build_atss_resnet_fpn_backbone",
     "build_head_losses",
     "build_matcher",
     "build_timm_fpn_backbone",
     "decode_in_anchor_frame",
+    "dice_losses",
     "make_deformable",
     "match_anchors",
     "matched_boxes",

@@ -66,7 +66,7 @@ class WeightedGIoULoss(BoxLoss):
 
     def forward(self, predicted, expected, scores=None, *, group=None):
         losses = _giou_losses(predicted, expected)
-        return _mean((scores * losses).sum(), scores.sum(), group)
+        return pooled_mean((scores * losses).sum(), scores.sum(), group)
 
 
 class GIoULoss(BoxLoss):
@@ -76,7 +76,7 @@ class GIoULoss(BoxLoss):
 
     def forward(self, predicted, expected, scores=None, *, group=None):
         losses = _giou_losses(predicted, expected)
-        return _mean(losses.sum(), len(losses), group)
+        return pooled_mean(losses.sum(), len(losses), group)
 
 
 class SmoothL1Loss(BoxLoss):
@@ -101,7 +101,7 @@ class SmoothL1Loss(BoxLoss):
         total = F.smooth_l1_loss(
             predicted.float(), expected.float(), beta=self.beta, reduction="sum"
         )
-        return _mean(total, len(predicted) if self.per_box else predicted.numel(), group)
+        return pooled_mean(total, len(predicted) if self.per_box else predicted.numel(), group)
 
 
 class IterationBalance(nn.Module):
@@ -158,7 +158,7 @@ def _giou_losses(predicted: Tensor, expected: Tensor) -> Tensor:
     return localization_error(predicted, expected, tau=0.5)
 
 
-def _mean(total: Tensor, size: Tensor | int, group: dist.ProcessGroup | None) -> Tensor:
+def pooled_mean(total: Tensor, size: Tensor | int, group: dist.ProcessGroup | None) -> Tensor:
     """``total / size`` of all processes of a group; 0 where there is nothing to divide.
 
     Each process returns the value of the whole batch. Its own gradients are multiplied by the

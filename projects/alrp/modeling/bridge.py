@@ -137,7 +137,7 @@ class HeadLosses(nn.Module, ABC):
             scores = None
             if self.box_loss.reads_scores:
                 rows = self.positive_rows(gt_classes) if rows is None else rows
-                scores = _best_scores(pred_logits, rows)
+                scores = best_scores(pred_logits[rows])
             box_loss = self.box_loss(*pair, scores, group=self._group())
         weight = self._weight(classification, box_loss)
         self._log(len(expected), self_balance_weight=weight, **classification.scalars)
@@ -241,9 +241,9 @@ class HeadLosses(nn.Module, ABC):
 
 
 @torch.no_grad()
-def _best_scores(pred_logits: Tensor, rows: Tensor) -> Tensor:
-    """(P,) greatest score of each of the rows over all classes."""
-    return pred_logits[rows].float().sigmoid().amax(1)
+def best_scores(pred_logits: Tensor) -> Tensor:
+    """(Q,) float32, the greatest score of each row of (Q, K) logits; without gradient."""
+    return pred_logits.float().sigmoid().amax(1)
 
 
 def _check_logits(pred_logits: Tensor, num_classes: int) -> None:
@@ -306,14 +306,17 @@ class RankingHeadLosses(HeadLosses):
         self.global_ranking = global_ranking
 
     def _group(self) -> dist.ProcessGroup | None:
-        """The processes whose mini-batches count as one; None for this process alone.
+        return ranking_group(self.global_ranking)
 
-        A loss without gradients, as in validation, is ranked alone: the processes may have
-        different numbers of validation batches, and would wait for each other for ever.
-        """
-        together = self.global_ranking and dist.is_available() and dist.is_initialized()
-        together = together and torch.is_grad_enabled()
-        return dist.group.WORLD if together else None
+
+def ranking_group(global_ranking: bool) -> dist.ProcessGroup | None:
+    """The processes whose mini-batches count as one; None for this process alone.
+
+    A loss without gradients, as in validation, is of this process alone: the processes may have
+    different numbers of validation batches, and would wait for each other for ever.
+    """
+    together = global_ranking and dist.is_available() and dist.is_initialized()
+    return dist.group.WORLD if together and torch.is_grad_enabled() else None
 
 
 def keep_checkpoint_names(owner: nn.Module) -> None:

@@ -10,7 +10,11 @@ from detectron2.structures import Boxes, Instances
 
 @torch.no_grad()
 def match_anchors(
-    matcher, anchors: list[Boxes], gt_instances: list[Instances], size_divisibility: int
+    matcher,
+    anchors: list[Boxes],
+    gt_instances: list[Instances],
+    size_divisibility: int,
+    boundary_thresh: int = -1,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Match the anchors of each image; those outside the image's own padded area are ignored.
 
@@ -22,6 +26,8 @@ def match_anchors(
         anchors: per level, R in all.
         gt_instances: per image, with ``gt_boxes``.
         size_divisibility: what the sides of an image are padded to a multiple of; 0 for none.
+        boundary_thresh: pixels by which an anchor may reach over the border of its image, or -1 for
+            no limit; those that reach farther are ignored.
 
     Returns:
         tuple[list[Tensor], list[Tensor]]: per image, what the matcher returns, (R,) int64 and
@@ -36,10 +42,13 @@ def match_anchors(
     matched_idxs, match_labels = [], []
     for gt_i, padded_size in zip(gt_instances, padded_sizes):
         gt_boxes_i = gt_i.gt_boxes.tensor
-        if padded_size == batch_size:
+        if padded_size == batch_size and boundary_thresh < 0:
             idxs_i, labels_i = matcher(gt_boxes_i, all_anchors)
         else:  # not for all images, because masks stall a GPU
             inside = _inside(all_anchors, padded_size)
+            if boundary_thresh >= 0:
+                limits = gt_i.image_size, boundary_thresh
+                inside = [m & a.inside_box(*limits) for m, a in zip(inside, anchors)]
             idxs_i, labels_i = matcher(gt_boxes_i, [a[m] for a, m in zip(all_anchors, inside)])
             mask = torch.cat(inside)
             idxs_i = idxs_i.new_zeros(mask.shape).masked_scatter(mask, idxs_i)

@@ -99,8 +99,8 @@ def _read_in_vain(cfg: CfgNode) -> Iterator[str]:
         yield from (f"MODEL.RETINANET.{name}" for name in names)
     generator = lineage(model.PROPOSAL_GENERATOR.NAME, PROPOSAL_GENERATOR_REGISTRY)
     if is_rcnn and "ALRPRPN" in generator:
-        names = ["BATCH_SIZE_PER_IMAGE", "BBOX_REG_LOSS_TYPE", "BOUNDARY_THRESH", "IOU_LABELS"]
-        names += ["POSITIVE_FRACTION", "SMOOTH_L1_BETA"]
+        names = ["BATCH_SIZE_PER_IMAGE", "BBOX_REG_LOSS_TYPE", "IOU_LABELS", "POSITIVE_FRACTION"]
+        names += ["SMOOTH_L1_BETA"]
         yield from (f"MODEL.RPN.{name}" for name in names)
     if is_rcnn and "ALRPROIHeads" in lineage(model.ROI_HEADS.NAME, ROI_HEADS_REGISTRY):
         yield from ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "MODEL.ROI_HEADS.POSITIVE_FRACTION")

@@ -10,6 +10,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.structures import Boxes, Instances
 
+from ..atss_head import ATSSHead
 from ..box_regression import BoxDeltaTransform
 from ..bridge import RankingHeadLosses, keep_checkpoint_names
 from ..dense_inference import check_test_options, decode_best_anchors
@@ -53,6 +54,9 @@ class ALRPRetinaNet(MicroBatches, RetinaNet):
     @classmethod
     def from_config(cls, cfg):
         ret = super().from_config(cfg)
+        if cfg.MODEL.ATSS.HEAD:
+            shapes = ret["backbone"].output_shape()
+            ret["head"] = ATSSHead(cfg, [shapes[name] for name in ret["head_in_features"]])
         ret["anchor_matcher"] = build_matcher(cfg)
         ret["box2box_transform"] = BoxDeltaTransform(cfg.MODEL.RETINANET.BBOX_REG_WEIGHTS)
         ret["head_losses"] = build_head_losses(cfg, cfg.MODEL.RETINANET.NUM_CLASSES)

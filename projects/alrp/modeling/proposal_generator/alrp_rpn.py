@@ -92,10 +92,15 @@ class ALRPRPN(RPN):
         """As the parent, without sampling.
 
         Anchors outside the image's own padded area are ignored, as are those whose best IoU lies
-        between the thresholds.
+        between the thresholds, and those that reach over the border by more than
+        ``anchor_boundary_thresh``.
         """
         matched_idxs, match_labels = match_anchors(
-            self.anchor_matcher, anchors, gt_instances, self.size_divisibility
+            self.anchor_matcher,
+            anchors,
+            gt_instances,
+            self.size_divisibility,
+            self.anchor_boundary_thresh,
         )
         gt_boxes = [
             matched_boxes(gt_i.gt_boxes.tensor, idxs_i)

@@ -12,14 +12,20 @@ from torch.nn import functional as F
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling import ROI_HEADS_REGISTRY
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
+from detectron2.modeling.roi_heads import (
+    FastRCNNOutputLayers,
+    StandardROIHeads,
+    select_foreground_proposals,
+)
 from detectron2.structures import Instances
 
+from ..box_losses import IterationBalance
 from ..box_regression import BoxDeltaTransform
-from ..bridge import RankingHeadLosses, keep_checkpoint_names
+from ..bridge import RankingHeadLosses, best_scores, keep_checkpoint_names
 from ..dense_inference import check_test_options
 from ..head_losses import build_head_losses
 from ..targets import matched_classes
+from .dice_mask_head import DiceMaskHead
 
 
 class ALRPFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -68,6 +74,9 @@ class ALRPFastRCNNOutputLayers(FastRCNNOutputLayers):
     def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]):
         """As the parent; both losses are means over the positives of the mini-batch.
 
+        The proposals get the field "best_scores", each one's greatest score over all classes, which
+        a :class:`DiceMaskHead` reads.
+
         Args:
             predictions: logits (R, K) and deltas (R, K * 4), or (R, 4) if class-agnostic.
             proposals: per image, with ``proposal_boxes``, ``gt_classes`` (0..K-1, K background,
@@ -95,6 +104,9 @@ class ALRPFastRCNNOutputLayers(FastRCNNOutputLayers):
         losses = self.head_losses(
             pred_logits, gt_classes, *(decoded or deltas), deltas=deltas, rows=rows
         )
+        scores = best_scores(pred_logits).split([len(p) for p in proposals])
+        for proposals_i, scores_i in zip(proposals, scores):
+            proposals_i.best_scores = scores_i
         return {name: self.loss_weight.get(name, 1.0) * loss for name, loss in losses.items()}
 
     def predict_probs(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]):
@@ -110,20 +122,38 @@ class ALRPROIHeads(StandardROIHeads):
 
     Mask and keypoint heads train on the foreground ones, as they do in the parent; without
     sampling there may be more of them.
+
+    The loss of a :class:`DiceMaskHead` is balanced as that of the boxes, if this is by an
+    :class:`IterationBalance`: it gets the value of the box head's classification loss.
     """
 
     @configurable
     def __init__(
-        self, *, batch_size_per_image: int = 0, positive_fraction: float = 0.0, **kwargs
+        self,
+        *,
+        masks_per_image: int = 0,
+        batch_size_per_image: int = 0,
+        positive_fraction: float = 0.0,
+        **kwargs,
     ) -> None:
         """
         Args:
+            masks_per_image: positive proposals of an image that the mask head trains on at most,
+                drawn at random; 0 for all.
             batch_size_per_image, positive_fraction: of the parent, without effect.
-            kwargs: of :class:`StandardROIHeads`; as published, ``proposal_append_gt`` is False.
+            kwargs: of the parent; ``proposal_append_gt`` is published as False with aLRP, and as
+                True with RS Loss.
         """
         super().__init__(
             batch_size_per_image=batch_size_per_image, positive_fraction=positive_fraction, **kwargs
         )
+        self.masks_per_image = masks_per_image
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        ret = super().from_config(cfg, input_shape)
+        ret["masks_per_image"] = cfg.MODEL.ALRP.MASKS_PER_IMAGE
+        return ret
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
@@ -135,3 +165,30 @@ class ALRPROIHeads(StandardROIHeads):
         """As the parent, but all proposals in their order."""
         classes = matched_classes(gt_classes, matched_idxs, matched_labels, self.num_classes)
         return torch.arange(len(classes), device=classes.device), classes
+
+    def forward(self, images, features, proposals, targets=None):
+        """As the parent."""
+        proposals, losses = super().forward(images, features, proposals, targets)
+        if "loss_mask" in losses and isinstance(self.mask_head, DiceMaskHead):
+            balance, value = self._box_balance(losses)
+            if isinstance(balance, IterationBalance):
+                losses["loss_mask"] = balance(value, losses["loss_mask"]) * losses["loss_mask"]
+        return proposals, losses
+
+    def _box_balance(self, losses: dict[str, Tensor]) -> tuple[nn.Module | float | None, Tensor]:
+        """Balance of the box head whose proposals the masks have, and its classification loss."""
+        return self.box_predictor.head_losses.self_balance, losses["loss_cls"]
+
+    def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]):
+        """As the parent, on a limited number of proposals."""
+        if self.training and self.mask_on and self.masks_per_image:
+            instances, _ = select_foreground_proposals(instances, self.num_classes)
+            instances = [_drawn(instances_i, self.masks_per_image) for instances_i in instances]
+        return super()._forward_mask(features, instances)
+
+
+def _drawn(instances: Instances, most: int) -> Instances:
+    """So many of them at most, drawn at random, with all their fields."""
+    if len(instances) <= most:
+        return instances
+    return instances[torch.randperm(len(instances), device=instances.gt_classes.device)[:most]]

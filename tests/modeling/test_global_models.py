@@ -1,0 +1,31 @@
+"""RS detectors in two processes, one image each, train as one process with both images does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.global_models import BATCH, NAMES, build, losses_and_gradients, train_on_own_image
+from torch.multiprocessing import spawn
+from torch.testing import assert_close
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """Per rank, per model: losses and gradients."""
+    folder = tmp_path_factory.mktemp("gloo")
+    spawn(train_on_own_image, args=(2, str(folder)), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pth") for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_agree_with_one(two_processes, name):
+    losses, gradients = losses_and_gradients(build(name), BATCH)
+    assert all(loss > 0 for loss in losses.values())
+    for rank in two_processes:
+        assert_close(rank[name][0], losses, rtol=1e-4, atol=0)
+        for parameter, expected in gradients.items():
+            actual = rank[name][1][parameter]
+            # Not of the tiny ones: GIoU and the sorting of IoUs turn a last bit into more.
+            error = (actual - expected).norm() / expected.norm().clamp(min=1e-4)
+            assert error < 1e-3, parameter
