@@ -35,7 +35,12 @@ from alrp.losses import alrp_loss, ap_loss, rs_loss
 
 BASELINE = "focal (fvcore, jit)"
 # Pairs of a positive and an entry beyond which these take too much memory, or time.
-MAX_PAIRS = {"alrp as a matrix": 1e8, "alrp as a loop": 1e9, "rs as a matrix": 1e8}
+MAX_PAIRS = {
+    "alrp as a matrix": 1e8,
+    "alrp as a loop": 1e9,
+    "rs as a matrix": 1e8,
+    "rs as a loop": 1e9,
+}
 WARM_UP = 2  # calls after which TorchScript has specialised
 GROWTH_LINE = (
     "{size:>10,} {positives:>6} {stage:7} {loss:5} {twice_positives:>10.2f} {twice_logits:>7.2f}"
@@ -183,6 +188,29 @@ def alrp_loop(case: Case) -> tuple:
     return alrp_value(case, pos, false_positives, rank), gradient
 
 
+def rs_loop(case: Case) -> tuple:
+    """One positive after the other, as the published function goes."""
+    pos, near, neg = alrp_parts(case)
+    ranking, sorting, pos_gradient = (torch.zeros_like(pos) for _ in range(3))
+    near_gradient = torch.zeros_like(neg)
+    gaps = 1 - case.ious
+    for i in range(len(pos)):
+        above, negatives_above = step(pos - pos[i]), step(neg - pos[i])
+        rank, false_positives = above.sum(), negatives_above.sum()
+        wrong = above * (case.ious < case.ious[i])
+        right = above - wrong
+        ranking[i] = false_positives / (rank + false_positives)
+        sorting[i] = (above @ gaps / rank - right @ gaps / right.sum()).clamp(min=0)
+        if false_positives > 0:
+            near_gradient += ranking[i] / false_positives * negatives_above
+        if wrong.any():
+            pos_gradient += sorting[i] / wrong.sum() * wrong
+    gradient = torch.zeros_like(case.logits)
+    gradient[near] = near_gradient / len(pos)
+    gradient[case.targets == 1] = (pos_gradient - ranking - sorting) / len(pos)
+    return ranking.mean() + sorting.mean(), gradient
+
+
 def make_losses() -> dict:
     """Name -> function from a case to value and gradient."""
     from fvcore.nn import sigmoid_focal_loss, sigmoid_focal_loss_jit
@@ -204,6 +232,7 @@ def make_losses() -> dict:
         "alrp as a matrix": alrp_matrix,
         "alrp as a loop": alrp_loop,
         "rs as a matrix": rs_matrix,
+        "rs as a loop": rs_loop,
     }
 
 

@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-FORMS = ["alrp, deterministic", "alrp as a matrix", "alrp as a loop", "rs as a matrix"]
+FORMS = [
+    "alrp, deterministic",
+    "alrp as a matrix",
+    "alrp as a loop",
+    "rs as a matrix",
+    "rs as a loop",
+]
 
 
 @pytest.fixture(scope="module")
