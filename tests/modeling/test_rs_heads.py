@@ -167,8 +167,8 @@ def test_an_rpn_without_ground_truth_has_losses_of_zero(golden):
     assert not any(x.grad.any() for levels in predictions for x in levels)
 
 
-def test_published_box_head(golden):
-    case = golden("rs_heads/rs_bbox_head_random")
+def run_box_head(case):
+    """Losses of the stored predictions, which are returned as leaves."""
     num_classes = int(case["num_classes"])
     head = ALRPFastRCNNOutputLayers(
         ShapeSpec(channels=8),
@@ -186,11 +186,24 @@ def test_published_box_head(golden):
     with EventStorage():
         losses = head.losses(tuple(leaves), [proposals])
     sum(losses.values()).backward()
+    return losses, leaves
+
+
+def test_published_box_head(golden):
+    case = golden("rs_heads/rs_bbox_head_random")
+    losses, leaves = run_box_head(case)
     assert losses["loss_cls"].item() == pytest.approx(float(case["loss_cls"]), rel=1e-5)
     assert losses["loss_box_reg"].item() == pytest.approx(float(case["loss_bbox"]), rel=1e-5)
     for leaf, key in zip(leaves, ("grad_cls_score", "grad_bbox_pred")):
         expected = torch.from_numpy(case[key])
         assert (leaf.grad - expected).norm() / expected.norm() < 1e-5
+
+
+def test_a_box_head_without_positives_has_losses_of_zero(golden):
+    """The published code reports 1 there, as in the RPN."""
+    losses, leaves = run_box_head(golden("rs_heads/rs_bbox_head_no_positive"))
+    assert all(loss == 0 for loss in losses.values())
+    assert not any(leaf.grad.any() for leaf in leaves)
 
 
 def test_the_balance_is_the_published_weight(golden):

@@ -75,10 +75,10 @@ def build_atss_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> PublishedFPN:
     """As :func:`build_alrp_resnet_fpn_backbone`, with P6 from P5 instead of C5, as in ATSS."""
     bottom_up = _build_bottom_up(cfg, input_shape)
     top_block = None
-    if {"p6", "p7"} & set(_features_of_head(cfg)):
+    if {"p6", "p7"} & set(features_of_head(cfg)):
         channels = cfg.MODEL.FPN.OUT_CHANNELS
         top_block = LastLevelP6P7NoReLU(channels, channels, in_feature="p5")
-    return _build_fpn(cfg, bottom_up, top_block)
+    return build_published_fpn(cfg, bottom_up, top_block)
 
 
 @BACKBONE_REGISTRY.register()
