@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from alrp.config import load_config
+from detectron2.config import CfgNode, get_cfg
+
+from alrp.config import add_alrp_config, load_config
 from alrp.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,3 +111,14 @@ def test_a_file_that_builds_on_itself_is_refused(write):
     path = write('_BASE_: "config.yaml"\n')
     with pytest.raises(UserError, match="leads back"):
         load_config(path)
+
+
+def test_keys_of_other_projects_keep_their_values():
+    cfg = get_cfg()
+    cfg.SOLVER.OPTIMIZER, cfg.MODEL.ATSS = "ADAMW", CfgNode({"TOPK": 13, "OTHER": 1})
+    add_alrp_config(cfg)
+    assert cfg.SOLVER.OPTIMIZER == "ADAMW" and cfg.MODEL.ATSS == {"TOPK": 13, "OTHER": 1}
+    assert cfg.MODEL.ALRP.LOSS_TYPE == "alrp"
+    cfg.MODEL.ALRP.LOSS_TYPE = "ap"
+    add_alrp_config(cfg)
+    assert cfg.MODEL.ALRP.LOSS_TYPE == "ap"

@@ -117,7 +117,27 @@ def _tag_mistake(config_file: str, error: yaml.constructor.ConstructorError) -> 
 
 
 def add_alrp_config(cfg: CN) -> None:
-    """Add the keys of this project to a Detectron2 config; defaults reproduce the paper."""
+    """Add the keys of this project to a Detectron2 config; defaults reproduce the paper.
+
+    Keys that are there already keep their values, as those of another project, or of an earlier
+    call.
+    """
+    _add_absent(cfg, _defaults())
+    if not cfg.key_is_renamed("MODEL.ALRP.NORM_EVAL"):
+        cfg.register_renamed_key("MODEL.ALRP.NORM_EVAL", "MODEL.BACKBONE.NORM_EVAL")
+
+
+def _add_absent(cfg: CN, defaults: CN) -> None:
+    for name, value in defaults.items():
+        if name not in cfg:
+            cfg[name] = value
+        elif isinstance(value, CN) and isinstance(cfg[name], CN):
+            _add_absent(cfg[name], value)
+
+
+def _defaults() -> CN:
+    """The keys of this project, without those of Detectron2."""
+    cfg = CN({"MODEL": {"BACKBONE": {}}, "SOLVER": {}, "INPUT": {}, "DATASETS": {}})
     cfg.MODEL.ALRP = CN()
     # Classification loss: "alrp", "ap", "rs" (Rank & Sort), or for FoveaBox also "focal".
     cfg.MODEL.ALRP.LOSS_TYPE = "alrp"
@@ -171,7 +191,6 @@ def add_alrp_config(cfg: CN) -> None:
     # Keep batch norm of the backbone in eval mode while its scale and shift are trained; read by
     # the backbones of this project.
     cfg.MODEL.BACKBONE.NORM_EVAL = False
-    cfg.register_renamed_key("MODEL.ALRP.NORM_EVAL", "MODEL.BACKBONE.NORM_EVAL")
 
     # build_timm_fpn_backbone only. Name of a timm model; its feature of stride 2^k is called
     # "res<k>" in MODEL.FPN.IN_FEATURES.
@@ -206,6 +225,7 @@ def add_alrp_config(cfg: CN) -> None:
     # COCO-format datasets of one's own, as [name, annotation file, image folder]. Paths may
     # contain "~" and environment variables.
     cfg.DATASETS.COCO_FORMAT = []
+    return cfg
 
 
 def _add_foveabox_config(cfg: CN) -> None:

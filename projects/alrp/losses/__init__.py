@@ -6,6 +6,7 @@ several times as fast.
 
 from .alrp_loss import ALRPLoss, ALRPLossOutput, alrp_loss
 from .ap_loss import APLoss, ap_loss
+from .class_targets import class_targets
 from .localization import localization_error
 from .rs_loss import RSLoss, RSLossOutput, rs_loss
 from .self_balance import SelfBalance
@@ -19,6 +20,7 @@ __all__ = [
     "SelfBalance",
     "alrp_loss",
     "ap_loss",
+    "class_targets",
     "localization_error",
     "rs_loss",
 ]

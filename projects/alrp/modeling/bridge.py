@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detectron2.utils.events import get_event_storage, has_event_storage
 
-from ..losses import ALRPLossOutput, SelfBalance
+from ..losses import ALRPLossOutput, SelfBalance, class_targets
 from ..losses.inputs import check_delta
 from .box_losses import BoxLoss, IterationBalance
 
@@ -164,16 +164,8 @@ class HeadLosses(nn.Module, ABC):
         return (gt_classes >= 0) & (gt_classes < self.num_classes)
 
     def _targets(self, gt_classes: Tensor) -> Tensor:
-        """(Q * K,) int8: 1 at the class of a positive row, -1 all over an ignored row, else 0.
-
-        One-hot encoding would take eight times the memory.
-        """
-        ignored = (gt_classes == -1).to(torch.int8).neg()
-        targets = ignored[:, None].repeat(1, self.num_classes)
-        column = gt_classes.clamp(0, self.num_classes - 1)[:, None]
-        return targets.scatter_(
-            1, column, torch.where(self._is_positive(gt_classes), 1, ignored)[:, None]
-        ).flatten()
+        """(Q * K,) int8, see :func:`class_targets`."""
+        return class_targets(gt_classes, self.num_classes)
 
     def _group(self) -> dist.ProcessGroup | None:
         """The processes whose mini-batches count as one; None for this process alone."""

@@ -1,0 +1,55 @@
+"""What a trainer that is not this project's needs of a config."""
+
+from __future__ import annotations
+
+import logging
+
+from detectron2.config import CfgNode
+from detectron2.data import get_detection_dataset_dicts
+
+from .. import checkpoint  # noqa: F401  teaches Detectron2 torchvision:// addresses
+from ..data.datasets.coco_format import register_coco_format
+from .trainer import set_self_balance_period
+
+_LOGGER = logging.getLogger(__name__)
+
+# Key, the value that Detectron2's own trainer goes by, and what it does with another one.
+_READ_BY_OUR_TRAINER = (
+    ("SOLVER.OPTIMIZER", "SGD", "DefaultTrainer trains with SGD"),
+    ("INPUT.AUGMENTATION", "detectron2", "DefaultTrainer maps images by INPUT.MIN_SIZE_TRAIN etc."),
+)
+
+
+def prepare_config(cfg: CfgNode) -> CfgNode:
+    """A config as a trainer that is not :class:`alrp.engine.Trainer` needs it.
+
+    The datasets of ``DATASETS.COCO_FORMAT`` and addresses like ``torchvision://resnet50`` are
+    registered. A self-balance period of 0 becomes the iterations of one epoch of
+    ``DATASETS.TRAIN``, which is read for this. Keys that only this project's trainer goes by are
+    warned of.
+
+    Args:
+        cfg: with the keys of :func:`alrp.add_alrp_config`; it stays as it is.
+
+    Returns:
+        CfgNode: frozen if ``cfg`` is.
+
+    Raises:
+        UserError: if an entry of ``DATASETS.COCO_FORMAT`` or its file is wrong.
+    """
+    register_coco_format(cfg)
+    for key, default, what in _READ_BY_OUR_TRAINER:
+        section, name = key.split(".")
+        if cfg[section][name] != default:
+            _LOGGER.warning(
+                f"{key} is {cfg[section][name]!r}, but only alrp.engine.Trainer reads it, unless "
+                f"yours does: {what}."
+            )
+    if cfg.MODEL.ALRP.SELF_BALANCE.PERIOD > 0 or not cfg.DATASETS.TRAIN:
+        return cfg
+    filters = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=filters)
+    prepared = set_self_balance_period(cfg, len(records))
+    if not cfg.is_frozen():
+        prepared.defrost()
+    return prepared
