@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "vis": frozenset({"errors", "files"}),
     "export": frozenset({"errors", "files"}),
     "config": frozenset({"modeling", "data", "errors", "files"}),
+    "model_zoo": frozenset({"config"}),
     "engine": ANY | {"errors", "files", "memory", "head_nodes", "coco", ""},
 }
 LOSSES_FOREIGN = sys.stdlib_module_names | {"torch", "numba", "numpy"}
