@@ -11,8 +11,7 @@ from detectron2.modeling import build_model
 from ..checkpoint import CheckedCheckpointer
 from ..data.datasets.coco_format import class_names
 from ..errors import UserError
-from ..head_nodes import head_node
-from .checks import check_config, check_device
+from .checks import check_class_count, check_config, check_device
 from .preflight import report
 
 
@@ -28,16 +27,12 @@ def load_trained_model(cfg: CfgNode) -> tuple[nn.Module, list[str] | None]:
     Raises:
         UserError: if a key is wrong, or if weights, model and dataset do not fit together.
     """
-    findings = check_config(cfg, for_training=False) + check_device(cfg, for_training=False)
-    report(finding for finding in findings if finding.severity == "error")
+    findings = check_config(cfg, for_training=False, errors_only=True)
+    findings += check_device(cfg, for_training=False)
     names = class_names((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN))
-    node = head_node(cfg)
-    count = cfg.MODEL[node].NUM_CLASSES if node else None
-    if names and count is not None and len(names) != count:
-        raise UserError(
-            f"MODEL.{node}.NUM_CLASSES: the model has {count} classes, but the dataset has "
-            f"{len(names)} ({', '.join(names[:8])}); name the dataset it was trained on."
-        )
+    if names:
+        findings += check_class_count(cfg, "the dataset", names)
+    report(findings)
     weights = cfg.MODEL.WEIGHTS
     if not weights or ("://" not in weights and not os.path.isfile(weights)):
         raise UserError(

@@ -24,7 +24,11 @@ from .trial import blame, try_config
 
 
 def check_config(
-    cfg: CfgNode, *, for_training: bool, without_overrides: CfgNode | None = None
+    cfg: CfgNode,
+    *,
+    for_training: bool,
+    without_overrides: CfgNode | None = None,
+    errors_only: bool = False,
 ) -> list[Finding]:
     """Look for keys and values with which a run cannot work, or which it does not read.
 
@@ -35,6 +39,7 @@ def check_config(
         cfg: full config.
         for_training: whether the run trains, or only evaluates.
         without_overrides: the config as its file has it, to tell which key is to blame.
+        errors_only: whether keys that the run does not read are left out, which spares a trial.
 
     Returns:
         list[Finding]: empty if all is well.
@@ -55,6 +60,8 @@ def check_config(
     if trial.failure:
         options = {"for_training": for_training, "without_overrides": without_overrides}
         return [blame(usable, trial, **options)]
+    if errors_only:
+        return []
     # A key that only a training reads is no mistake in a config that is evaluated.
     training = trial if for_training else try_config(usable, for_training=True)
     findings = _check_expected_results(cfg)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from typing import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
@@ -66,6 +67,21 @@ def _class_count(cfg: CfgNode) -> tuple[str, int] | None:
     return f"MODEL.{node}.NUM_CLASSES", cfg.MODEL[node].NUM_CLASSES
 
 
+def check_class_count(cfg: CfgNode, where: str, names: Sequence[str]) -> list[Finding]:
+    """The model of a config has as many classes as a dataset.
+
+    Args:
+        cfg: full config.
+        where: what the messages call the dataset.
+        names: of its classes.
+    """
+    count = _class_count(cfg)
+    if count is None or count[1] == len(names):
+        return []
+    what = f"the model has {count[1]} classes, but {where} has {len(names)} ({_shortened(names)})"
+    return [Finding("error", count[0], what, f"set {count[0]} {len(names)}")]
+
+
 def _check_classes(cfg: CfgNode, class_names: dict) -> list[Finding]:
     """All datasets have the same classes in the same order, as many as the model."""
     findings = []
@@ -73,11 +89,7 @@ def _check_classes(cfg: CfgNode, class_names: dict) -> list[Finding]:
     if not known:
         return []
     first, expected = next(iter(known.items()))
-    count = _class_count(cfg)
-    if count and count[1] != len(expected):
-        what = f"the model has {count[1]} classes, but dataset {first!r} has {len(expected)} "
-        what += f"({_shortened(expected)})"
-        findings.append(Finding("error", count[0], what, f"set {count[0]} {len(expected)}"))
+    findings += check_class_count(cfg, f"dataset {first!r}", expected)
     for name, classes in known.items():
         if classes != expected:
             what = (
@@ -89,7 +101,7 @@ def _check_classes(cfg: CfgNode, class_names: dict) -> list[Finding]:
     return findings
 
 
-def _shortened(names: tuple[str, ...]) -> str:
+def _shortened(names: Sequence[str]) -> str:
     return (
         ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:8])}, ... {len(names)} in all"
     )
