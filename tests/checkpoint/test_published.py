@@ -52,6 +52,10 @@ def test_the_rule_of_these_tests_gives_the_names_of_the_published_code(case, row
     assert published_shapes(MODELS[row]) == expected
 
 
+def test_published_rs_atss_has_367_tensors():
+    assert len(published_shapes(MODELS["rs_retinanet_R_50_FPN_ATSS_1x"])) == 367
+
+
 @each_row
 def test_nothing_is_left_over_and_the_model_of_the_config_has_exactly_these_tensors(row):
     state = published_state(MODELS[row])
@@ -80,7 +84,7 @@ def test_every_published_row_is_found_among_those_of_its_architecture():
     rows = list(PUBLISHED_ROWS)
     assert rows == list(MODELS)
     groups = {tuple(rows_of(architecture)) for architecture in PUBLISHED_ROWS.values()}
-    assert sorted(len(group) for group in groups) == [1, 1, 1, 1, 1, 1, 1, 2, 2, 3]
+    assert sorted(len(group) for group in groups) == [1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3]
     assert sorted(row for group in groups for row in group) == sorted(rows)
 
 
@@ -174,7 +178,14 @@ def test_missing_and_unknown_tensors_are_named():
 
 
 @pytest.mark.parametrize(
-    "model", [Model(), Model("fovea"), Model("rcnn", anchors=3, background=1)], ids=lambda m: m.head
+    "model",
+    [
+        Model(),
+        Model("atss", anchors=3),
+        Model("fovea"),
+        Model("rcnn", anchors=3, background=1),
+    ],
+    ids=lambda m: m.head,
 )
 @pytest.mark.parametrize("classes", [1, 20])
 def test_another_number_of_classes_converts_and_is_known(model, classes):

@@ -13,7 +13,7 @@ from torch import Tensor
 class Model(NamedTuple):
     """A published model; the defaults are those of aLRP Loss (GIoU + ATSS), ResNet-50, 500."""
 
-    head: str = "retina"  # or "fovea", "rcnn"
+    head: str = "retina"  # or "atss", "fovea", "rcnn"
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     groups: int = 1
     base_width: int = 64  # of a group of the 3x3 convolution in the first stage
@@ -41,6 +41,8 @@ MODELS = {
     "ce_faster_rcnn_R_50_FPN_100e": _RCNN._replace(background=1),
     "ce_giou_faster_rcnn_R_50_FPN_100e": _RCNN._replace(background=1),
     "alrp_faster_rcnn_R_50_FPN_100e": _RCNN,
+    "rs_retinanet_R_50_FPN_ATSS_1x": Model("atss", anchors=3),
+    "rs_faster_rcnn_R_50_FPN_1x": _RCNN,
 }
 
 
@@ -112,7 +114,7 @@ def _neck(model: Model) -> Iterator:
         yield from _conv(f"neck.lateral_convs.{i}.conv", 256, into, 1)
         yield from _conv(f"neck.fpn_convs.{i}.conv", 256, 256, 3)
     if model.head != "rcnn":
-        yield from _conv("neck.fpn_convs.3.conv", 256, 2048, 3)
+        yield from _conv("neck.fpn_convs.3.conv", 256, 256 if model.head == "atss" else 2048, 3)
         yield from _conv("neck.fpn_convs.4.conv", 256, 256, 3)
 
 
@@ -127,9 +129,15 @@ def _heads(model: Model) -> Iterator:
         yield from _linear(f"{head}.shared_fcs.0", 1024, 256 * 7 * 7)
         yield from _linear(f"{head}.shared_fcs.1", 1024, 1024)
         return
+    is_atss = model.head == "atss"
     for i in range(4):
-        yield from _conv(f"bbox_head.cls_convs.{i}.conv", 256, 256, 3)
-        yield from _conv(f"bbox_head.reg_convs.{i}.conv", 256, 256, 3)
+        for tower in ("cls_convs", "reg_convs"):
+            yield from _conv(f"bbox_head.{tower}.{i}.conv", 256, 256, 3, bias=not is_atss)
+            if is_atss:
+                yield f"bbox_head.{tower}.{i}.gn.weight", (256,)
+                yield f"bbox_head.{tower}.{i}.gn.bias", (256,)
+    for i in range(5 if is_atss else 0):
+        yield f"bbox_head.scales.{i}.scale", ()
     anchors = 1 if model.head == "fovea" else model.anchors
     yield from _conv(f"bbox_head.{model.head}_cls", anchors * model.classes, 256, 3)
     yield from _conv(f"bbox_head.{model.head}_reg", anchors * 4, 256, 3)

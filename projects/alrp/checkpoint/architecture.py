@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ..errors import UserError
 
-RETINANET, FOVEABOX, FASTER_RCNN = "RetinaNet", "FoveaBox", "Faster R-CNN"
+RETINANET, ATSS, FOVEABOX, FASTER_RCNN = "RetinaNet", "ATSS", "FoveaBox", "Faster R-CNN"
 
 # Config key of the number of classes.
 CLASS_COUNT_KEYS = {
     RETINANET: "MODEL.RETINANET.NUM_CLASSES",
+    ATSS: "MODEL.RETINANET.NUM_CLASSES",
     FOVEABOX: "MODEL.FOVEABOX.NUM_CLASSES",
     FASTER_RCNN: "MODEL.ROI_HEADS.NUM_CLASSES",
 }
@@ -23,11 +24,11 @@ class Architecture(NamedTuple):
     """What the names and shapes of a state dict tell of its model.
 
     Attributes:
-        detector: "RetinaNet", "FoveaBox" or "Faster R-CNN".
+        detector: "RetinaNet", "ATSS" (without centerness), "FoveaBox" or "Faster R-CNN".
         depth: 50 or 101, of the ResNet.
         groups, width_per_group: of its 3x3 convolutions; 1 and 64, or those of a ResNeXt.
         is_deformable: whether res3 to res5 have deformable convolutions.
-        anchors: per location, of the RetinaNet or of the RPN; 1 for FoveaBox.
+        anchors: per location, of the RetinaNet, ATSS or RPN; 1 for FoveaBox.
         has_background: whether the classifier has a unit for it (softmax).
         num_classes: without background.
     """
@@ -72,6 +73,8 @@ PUBLISHED_ROWS = {
     "ce_faster_rcnn_R_50_FPN_100e": Architecture(**_FASTER, has_background=True),
     "ce_giou_faster_rcnn_R_50_FPN_100e": Architecture(**_FASTER, has_background=True),
     "alrp_faster_rcnn_R_50_FPN_100e": Architecture(**_FASTER),
+    "rs_retinanet_R_50_FPN_ATSS_1x": Architecture(detector=ATSS, anchors=3),
+    "rs_faster_rcnn_R_50_FPN_1x": Architecture(**_FASTER),
 }
 
 
@@ -92,6 +95,7 @@ PUBLISHED = _Naming(
     rpn="rpn_head.rpn_cls.weight",
     outputs={
         RETINANET: ("bbox_head.retina_cls", "bbox_head.retina_reg"),
+        ATSS: ("bbox_head.atss_cls", "bbox_head.atss_reg"),
         FOVEABOX: ("bbox_head.fovea_cls", "bbox_head.fovea_reg"),
         FASTER_RCNN: ("roi_head.bbox_head.fc_cls", "roi_head.bbox_head.fc_reg"),
     },
@@ -102,7 +106,8 @@ DETECTRON2 = _Naming(
     first_stage=2,
     rpn="proposal_generator.rpn_head.objectness_logits.weight",
     outputs={
-        RETINANET: ("head.cls_score", "head.bbox_pred"),  # FoveaBox, if it has one box a location
+        # FoveaBox, if it has one box a location; ATSS, if the boxes of each level are scaled.
+        RETINANET: ("head.cls_score", "head.bbox_pred"),
         FASTER_RCNN: ("roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred"),
     },
 )
@@ -127,7 +132,7 @@ def architecture_of(
     found = [d for d, layers in naming.outputs.items() if f"{layers[0]}.weight" in state]
     if len(found) != 1:
         raise UserError(
-            "expected the weights of a RetinaNet, a FoveaBox or a Faster R-CNN "
+            "expected the weights of a RetinaNet, an ATSS, a FoveaBox or a Faster R-CNN "
             f"({', '.join(f'{c}.weight' for c, _ in naming.outputs.values())}), but got another "
             f"detector: {_overview(state)}; only the models of the published tables are converted."
         )
@@ -146,6 +151,7 @@ def architecture_of(
         is_whole = num_values % 4 == 0 and num_scores == anchors * num_classes
         if naming is DETECTRON2:
             detector = dense_detector or (FOVEABOX if anchors == 1 else RETINANET)
+            detector = ATSS if "head.scales.0.scale" in state else detector
     expected = {a.anchors for a in PUBLISHED_ROWS.values() if a.detector == detector}
     if not is_whole or num_classes < 1 or anchors not in expected:
         raise UserError(

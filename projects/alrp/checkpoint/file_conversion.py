@@ -183,7 +183,7 @@ def _advice(result: Conversion, configs: list[str], config_file: str | None, tar
             "the shapes, and evaluate with it"
         )
     if not config_file and len(configs) > 1:
-        lines = ["these configs have this model and differ in the training only:"]
+        lines = ["these configs have this model; evaluate with the one of its training:"]
         lines += [f"  {config}" for config in configs]
     config = config_file or configs[0]
     override = shlex.join(["MODEL.WEIGHTS", target, *_class_override(config, result.architecture)])

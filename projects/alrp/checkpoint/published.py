@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .architecture import (
+    ATSS,
     BLOCKS,
     DETECTRON2,
     FASTER_RCNN,
@@ -119,12 +120,23 @@ def _modules(architecture: Architecture) -> Iterator[tuple[str, str, tuple[str, 
         return
     yield "neck.fpn_convs.3.conv", "backbone.top_block.p6", _CONV
     yield "neck.fpn_convs.4.conv", "backbone.top_block.p7", _CONV
+    yield from _dense_head_modules(architecture.detector)
+
+
+def _dense_head_modules(detector: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    is_atss = detector == ATSS
+    step = 3 if is_atss else 2  # a convolution, group norm in ATSS, and ReLU
     for i in range(4):
-        yield f"bbox_head.cls_convs.{i}.conv", f"head.cls_subnet.{2 * i}", _CONV
-        yield f"bbox_head.reg_convs.{i}.conv", f"head.bbox_subnet.{2 * i}", _CONV
-    head = "fovea" if architecture.detector == FOVEABOX else "retina"
+        for old, new in (("cls_convs", "cls_subnet"), ("reg_convs", "bbox_subnet")):
+            kinds = _CONV[:1] if is_atss else _CONV
+            yield f"bbox_head.{old}.{i}.conv", f"head.{new}.{step * i}", kinds
+            if is_atss:
+                yield f"bbox_head.{old}.{i}.gn", f"head.{new}.{step * i + 1}", _CONV
+    head = {ATSS: "atss", FOVEABOX: "fovea"}.get(detector, "retina")
     yield f"bbox_head.{head}_cls", "head.cls_score", _CONV
     yield f"bbox_head.{head}_reg", "head.bbox_pred", _CONV
+    for i in range(5 if is_atss else 0):
+        yield f"bbox_head.scales.{i}", f"head.scales.{i}", ("scale",)
 
 
 _RCNN_MODULES = (
