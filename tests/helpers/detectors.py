@@ -122,6 +122,8 @@ def assert_trained_alike(ranks, initial):
     unmoved = {name for name in gradients if torch.equal(state[name], before[name])}
     # To a ranking loss of one class, a number added to all logits makes no difference.
     unmoved -= {"head.cls_score.bias", "roi_heads.box_predictor.cls_score.bias"}
+    # On the coarse levels of small images lie no positives, whose boxes a factor could scale.
+    unmoved -= {"head.scales.3.scale", "head.scales.4.scale"}
     assert gradients and not unmoved, unmoved
 
 

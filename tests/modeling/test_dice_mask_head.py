@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from detectron2.layers import ShapeSpec
 from detectron2.structures import BitMasks, Boxes, Instances
 
+from alrp.errors import UserError
 from alrp.modeling import DiceMaskHead, IterationBalance, dice_losses
 from alrp.modeling.roi_heads.alrp_fast_rcnn import _drawn
 
@@ -123,3 +124,18 @@ def test_the_mask_loss_has_the_value_of_the_box_heads_ranking():
         small_rcnn("rs_mask", **{"MODEL.ALRP.SELF_BALANCE.ENABLED": False}), [FULL]
     )
     assert plain["loss_mask"] < 1 and plain["loss_mask"] != plain["loss_cls"]
+
+
+def test_in_a_cascade_masks_go_with_the_first_stage_whose_proposals_they_have():
+    masks = {
+        "MODEL.MASK_ON": True,
+        "MODEL.ROI_MASK_HEAD.NAME": "DiceMaskHead",
+        "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
+    }
+    losses, _ = train_step(small_rcnn("rs_cascade", **masks), [FULL])
+    assert losses["loss_mask"].item() == pytest.approx(losses["loss_cls_stage0"].item(), rel=1e-5)
+
+
+def test_box_heads_that_give_no_scores_are_refused():
+    with pytest.raises(UserError, match="set it to one of them"):
+        small_rcnn("rs_mask", **{"MODEL.ROI_HEADS.NAME": "StandardROIHeads"})

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec, cat
-from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
+from detectron2.modeling import ROI_HEADS_REGISTRY, ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
 from detectron2.structures import Instances
 
+from ...errors import UserError
+from ...head_nodes import lineage
 from ..box_losses import pooled_mean
 from ..bridge import ranking_group
 
@@ -55,6 +57,17 @@ class DiceMaskHead(MaskRCNNConvUpsampleHead):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        """
+        Raises:
+            UserError: if the box head does not give each region its score.
+        """
+        name = cfg.MODEL.ROI_HEADS.NAME
+        if "ALRPROIHeads" not in lineage(name, ROI_HEADS_REGISTRY):
+            raise UserError(
+                "MODEL.ROI_MASK_HEAD.NAME DiceMaskHead weights masks by scores that only "
+                f'ALRPROIHeads and ALRPCascadeROIHeads give, but MODEL.ROI_HEADS.NAME is "{name}"; '
+                "set it to one of them, or the mask head to MaskRCNNConvUpsampleHead."
+            )
         ret = super().from_config(cfg, input_shape)
         ret["global_ranking"] = cfg.MODEL.ALRP.GLOBAL_RANKING
         return ret
