@@ -21,9 +21,9 @@ from .conversion import (
     timm_backbone,
     without_prefix,
 )
-from .files import read_checkpoint, read_zoo_pickle, split_checkpoint, write_checkpoint
 from .published import has_published_names
 from .resnet import is_torchvision_resnet, torchvision_to_detectron2
+from .serialization import read_checkpoint, read_zoo_pickle, split_checkpoint, write_checkpoint
 from .training_state import resumable_state
 
 _STEM = "stem.conv1.weight"

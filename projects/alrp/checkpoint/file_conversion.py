@@ -31,9 +31,9 @@ from .conversion import (
     without_prefix,
 )
 from .efficientnet_lite import TIMM_MODEL, efficientnet_lite_to_timm, is_efficientnet_lite
-from .files import read_checkpoint, split_checkpoint, write_checkpoint
 from .published import detectron2_to_published, published_to_detectron2
 from .resnet import imagenet_to_detectron2, is_torchvision_resnet
+from .serialization import read_checkpoint, split_checkpoint, write_checkpoint
 
 # Detectors whose tensors have the same names, by the node of MODEL that their head reads.
 _DENSE_DETECTORS = {"RETINANET": RETINANET, "FOVEABOX": FOVEABOX}

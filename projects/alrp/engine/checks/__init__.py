@@ -1,10 +1,10 @@
 """What is looked at before a run: datasets, config keys, training, device."""
 
-from .config import check_config
 from .datasets import check_class_count, check_datasets
 from .lazy_config import check_lazy_config
 from .lazy_values import OPTIONAL_KEYS, check_complete, check_lazy_values, in_lazy_names
 from .training import PUBLISHED_BATCH, check_device, check_training, published_learning_rate
+from .yaml_config import check_config
 
 __all__ = [
     "OPTIONAL_KEYS",

@@ -137,7 +137,8 @@ def _blame(cfg: DictConfig, file: DictConfig, failure: TrialFailure, for_trainin
         return _try(other, for_training)
 
     keys = blamed(failure, candidates, fails_without)
-    return error_of(failure, {k: candidates[k] for k in keys}, {k: in_file[k] for k in keys})
+    values, others = {k: candidates[k] for k in keys}, {k: in_file[k] for k in keys}
+    return error_of(failure, values, others, sign="=")
 
 
 def _leaves(cfg: DictConfig | ListConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:

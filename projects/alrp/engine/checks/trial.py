@@ -180,8 +180,17 @@ def blamed(
     return keys
 
 
-def error_of(failure: TrialFailure, values: dict[str, Any], others: dict[str, Any]) -> Finding:
-    """The error that names keys, their values, what failed, and values that work."""
+def error_of(
+    failure: TrialFailure, values: dict[str, Any], others: dict[str, Any], *, sign: str = " "
+) -> Finding:
+    """The error that names keys, their values, what failed, and values that work.
+
+    Args:
+        failure: what is to be explained.
+        values: the keys to blame, with the values that they have.
+        others: the same keys with values that work.
+        sign: between a key and its value on a command line.
+    """
     where = " or ".join(values) or "config"
     text = " ".join(str(failure.error).split())
     if isinstance(failure.error, UserError):
@@ -190,7 +199,7 @@ def error_of(failure: TrialFailure, values: dict[str, Any], others: dict[str, An
         what = f"{failure.name} failed"
         what += f" with {', '.join(map(repr, values.values()))}" if values else ""
         what += f": {type(failure.error).__name__}: {text}".rstrip(".: ")
-    fixes = [f"{key} {value!r} works" for key, value in others.items()]
+    fixes = [f"{key}{sign}{value!r} works" for key, value in others.items()]
     return Finding("error", where, what, ", or ".join(fixes) or "correct the keys it is built from")
 
 

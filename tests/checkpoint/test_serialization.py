@@ -21,8 +21,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from alrp.checkpoint import CheckedCheckpointer
-from alrp.checkpoint.files import read_zoo_pickle
 from alrp.checkpoint.pickles import ForeignClass, read_arrays
+from alrp.checkpoint.serialization import read_zoo_pickle
 from alrp.errors import UserError
 
 
@@ -90,7 +90,7 @@ def test_safetensors_without_their_package_say_what_to_install(tmp_path, state):
     (tmp_path / "a.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     code = (
         "import sys; sys.modules['safetensors'] = None\n"
-        "from alrp.checkpoint.files import read_checkpoint\n"
+        "from alrp.checkpoint.serialization import read_checkpoint\n"
         f"read_checkpoint({str(tmp_path / 'a.safetensors')!r})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
