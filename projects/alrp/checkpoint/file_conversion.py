@@ -168,7 +168,7 @@ def _model_state(config_file: str, overrides: list[str]) -> dict[str, Tensor]:
 
 def _advice(result: Conversion, configs: list[str], config_file: str | None, target: str) -> str:
     """How to use a converted file."""
-    if "conv_stem.weight" in result.state:
+    if not result.architecture and "conv_stem.weight" in result.state:  # timm's name
         return (
             f"to train from it: MODEL.BACKBONE.NAME build_timm_fpn_backbone, MODEL.TIMM.MODEL_NAME "
             f"{TIMM_MODEL}, MODEL.WEIGHTS {target}, with RGB images, MODEL.PIXEL_MEAN [127, 127, "

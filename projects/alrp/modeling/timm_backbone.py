@@ -150,7 +150,10 @@ def _create(timm: ModuleType, model_name: str, *, pretrained: bool = False) -> n
             f"{timm.__version__}; "
             + (f"near it are {', '.join(near)}." if near else "see timm.list_models().")
         )
-    return timm.create_model(model_name, pretrained=pretrained)
+    try:
+        return timm.create_model(model_name, pretrained=pretrained, strict_img_size=False)
+    except TypeError:  # only models of one image size, such as Swin, have this option
+        return timm.create_model(model_name, pretrained=pretrained)
 
 
 def _features(net: nn.Module, model_name: str) -> dict[str, dict[str, Any]]:
@@ -174,6 +177,7 @@ def _intermediates(net: nn.Module, x: Tensor, indices: list[int]) -> list[Tensor
     return net.forward_intermediates(x, indices=indices, output_fmt="NCHW", intermediates_only=True)
 
 
+@torch.enable_grad()
 def _parameters_below(twin: nn.Module, indices: list[int]) -> set[str]:
     """Names of the parameters that features depend on.
 

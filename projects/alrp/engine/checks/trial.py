@@ -126,7 +126,10 @@ def blame(
     if isinstance(failure.error, UserError):  # it begins with the key
         key = str(failure.error).split()[0].rstrip(":")
         if has_key(defaults, key):
-            return error_of(failure, {key: value_of(cfg, key)}, {key: value_of(defaults, key)})
+            default = value_of(defaults, key)
+            other = try_config(with_value(cfg, key, default), for_training=for_training)
+            works = {} if other.failure else {key: default}
+            return error_of(failure, {key: value_of(cfg, key)}, works)
     for base in filter(None, (without_overrides, defaults)):
         candidates = {
             key: value_of(cfg, key)
@@ -188,7 +191,7 @@ def error_of(
     Args:
         failure: what is to be explained.
         values: the keys to blame, with the values that they have.
-        others: the same keys with values that work.
+        others: the same keys with values that work; empty if none is known.
         sign: between a key and its value on a command line.
     """
     where = " or ".join(values) or "config"
@@ -200,7 +203,8 @@ def error_of(
         what += f" with {', '.join(map(repr, values.values()))}" if values else ""
         what += f": {type(failure.error).__name__}: {text}".rstrip(".: ")
     fixes = [f"{key}{sign}{value!r} works" for key, value in others.items()]
-    return Finding("error", where, what, ", or ".join(fixes) or "correct the keys it is built from")
+    correct = f"correct {where if values else 'the keys it is built from'}"
+    return Finding("error", where, what, ", or ".join(fixes) or correct)
 
 
 def _is_mentioned(key: str, value: Any, text: str) -> bool:
