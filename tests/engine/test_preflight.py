@@ -59,6 +59,17 @@ def test_a_warm_up_beyond_the_end_is_warned_of(cfg):
     _assert_one(cfg, "warning", "SOLVER.WARMUP_ITERS", "longer than the training, which ends at")
 
 
+def test_keypoints_without_names_are_an_error(cfg):
+    cfg.MODEL.KEYPOINT_ON = True
+    _assert_one(cfg, "error", "MODEL.KEYPOINT_ON", "holds no keypoint_names")
+
+
+def test_a_message_does_not_name_its_key_twice(cfg):
+    cfg.MODEL.ALRP.BOX_LOSS = "ciou"
+    _assert_one(cfg, "error", "MODEL.ALRP.BOX_LOSS", "must be one of")
+    assert check(cfg, for_training=True)[0].what.startswith("must be one of")
+
+
 def test_an_expected_task_that_is_not_evaluated_is_warned_of(cfg):
     cfg.TEST.EXPECTED_RESULTS = [["segm", "AP", 40.0, 0.5]]
     _assert_one(cfg, "warning", "TEST.EXPECTED_RESULTS", "['bbox', 'lrp'], but ['segm']")

@@ -145,8 +145,8 @@ def as_cfg_node(cfg: DictConfig) -> CfgNode:
     node.SOLVER.BASE_LR = cfg.optimizer.lr
     node.SOLVER.AMP.ENABLED = train.amp.enabled
     node.SOLVER.MICRO_BATCH_SIZE = train.get("micro_batch_size", 0)
-    # The milestones of a multiplier are relative, so that none can lie beyond the end.
-    node.SOLVER.MAX_ITER, node.SOLVER.STEPS = train.max_iter, ()
+    # Milestones and warm-up of a multiplier are relative, so that none can lie beyond the end.
+    node.SOLVER.MAX_ITER, node.SOLVER.STEPS, node.SOLVER.WARMUP_ITERS = train.max_iter, (), 0
     node.OUTPUT_DIR = train.output_dir
     node.SEED = train.get("seed", -1)
     node.freeze()

@@ -129,15 +129,21 @@ def _one_record() -> list[dict]:
 def _blame(cfg: DictConfig, file: DictConfig, failure: TrialFailure, for_training: bool) -> Finding:
     """The error of a failed trial, with the overrides that are to blame."""
     in_file = dict(_leaves(file))
-    candidates = {k: v for k, v in _leaves(cfg) if k in in_file and v != in_file[k]}
+    candidates = {k: v for k, v in _leaves(cfg) if k not in in_file or v != in_file[k]}
 
     def fails_without(key: str) -> TrialFailure | None:
         other = copy.deepcopy(cfg)
-        OmegaConf.update(other, key, in_file[key])
+        if key in in_file:
+            OmegaConf.update(other, key, in_file[key])
+        else:
+            parent, _, name = key.rpartition(".")
+            holder = OmegaConf.select(other, parent)
+            holder.pop(int(name) if isinstance(holder, ListConfig) else name)
         return _try(other, for_training)
 
     keys = blamed(failure, candidates, fails_without)
-    values, others = {k: candidates[k] for k in keys}, {k: in_file[k] for k in keys}
+    values = {k: candidates[k] for k in keys}
+    others = {k: in_file[k] for k in keys if k in in_file}
     return error_of(failure, values, others, sign="=")
 
 

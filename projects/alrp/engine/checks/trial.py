@@ -197,7 +197,7 @@ def error_of(
     where = " or ".join(values) or "config"
     text = " ".join(str(failure.error).split())
     if isinstance(failure.error, UserError):
-        what = text.removeprefix(f"{where}: ").rstrip(".")
+        what = text.removeprefix(where).lstrip(": ").rstrip(".")
     else:
         what = f"{failure.name} failed"
         what += f" with {', '.join(map(repr, values.values()))}" if values else ""

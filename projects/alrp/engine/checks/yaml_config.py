@@ -6,6 +6,7 @@ import difflib
 from numbers import Number
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import (
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
@@ -45,6 +46,7 @@ def check_config(
         list[Finding]: empty if all is well.
     """
     findings = _check_components(cfg) or list(wrong_kinds(cfg).values()) or _check_proposals(cfg)
+    findings = findings or _check_keypoints(cfg)
     if findings:
         return findings
     unusable, usable = unusable_values(cfg), cfg
@@ -102,6 +104,18 @@ def _check_proposals(cfg: CfgNode) -> list[Finding]:
     what = "files of proposals are pickles, which can run code, so they are not read"
     fix = "set MODEL.LOAD_PROPOSALS False and name a proposal generator, such as RPN"
     return [Finding("error", "MODEL.LOAD_PROPOSALS", what, fix)]
+
+
+def _check_keypoints(cfg: CfgNode) -> list[Finding]:
+    """Flipping an image exchanges left and right keypoints, which are known by their names."""
+    names = cfg.DATASETS.TRAIN if cfg.MODEL.KEYPOINT_ON else ()
+    for name in filter(DatasetCatalog.__contains__, names):
+        if not hasattr(MetadataCatalog.get(name), "keypoint_names"):
+            what = f"the metadata of dataset {name!r} holds no keypoint_names"
+            fix = "set MODEL.KEYPOINT_ON False, or set keypoint_names and keypoint_flip_map of it "
+            fix += "in Python by Detectron2's MetadataCatalog"
+            return [Finding("error", "MODEL.KEYPOINT_ON", what, fix)]
+    return []
 
 
 def _check_expected_results(cfg: CfgNode) -> list[Finding]:
