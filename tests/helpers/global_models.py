@@ -1,6 +1,4 @@
-"""Small RS detectors that rank the images of all processes as one batch; spawned processes import
-it.
-"""
+"""Small RS detectors that rank the images of all processes as one; spawned processes import it."""
 
 from __future__ import annotations
 
@@ -13,7 +11,8 @@ from helpers.rcnn_models import FULL, masked_image, small_rcnn
 
 from alrp.engine.trainer import distribute
 
-NAMES = ("rs_retinanet", "rs", "rs_cascade", "rs_mask")
+# The last is a Faster R-CNN with a mask head.
+NAMES = ("rs_retinanet", "rs_mask")
 # One image per process.
 BATCH = [FULL, masked_image(64, 96, [[12, 8, 60, 44]], [1])]
 

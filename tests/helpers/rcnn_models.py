@@ -71,7 +71,7 @@ EMPTY = masked_image(64, 96)
 
 
 # Name and number of classes of the models that two processes train.
-IN_TWO_PROCESSES = [*((name, 3) for name in NAMES), ("alrp", 1)]
+IN_TWO_PROCESSES = [*((name, 3) for name in NAMES if name != "rs"), ("alrp", 1)]
 
 
 def train_beside_another_rank(rank: int, world_size: int, folder: str) -> None:
