@@ -24,6 +24,9 @@ if str(TESTS_ROOT) not in sys.path:
 
 from helpers.emulated_gpu import EmulatedGPU  # noqa: E402
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would the commands
 # that they start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

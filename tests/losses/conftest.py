@@ -1,7 +1,8 @@
-"""The way the losses work on a GPU is tested on the CPU too."""
+"""The way the losses work without numba is tested too."""
 
 from __future__ import annotations
 
+import os
 import pytest
 import torch
 
@@ -10,6 +11,11 @@ from alrp.losses.backends import choice, compiled, operators
 
 @pytest.fixture(params=[compiled, operators], ids=["compiled", "operators"])
 def cpu_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the compiled loops, or by operators of PyTorch as on any other device."""
+    """With the compiled loops, or by operators of PyTorch as on any other device.
+
+    On an emulated GPU always by operators: Triton's interpreter is slow, and has its own tests.
+    """
     monkeypatch.setattr(choice, "_has_numba", lambda: request.param is compiled)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        monkeypatch.setattr(choice, "_has_triton", lambda device: False)
     assert choice.backend(torch.device("cpu")).survey is request.param.survey

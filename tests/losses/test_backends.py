@@ -1,4 +1,4 @@
-"""Sums over queries and keys, by both backends, equal those of the full matrix."""
+"""Sums over queries and keys, by all backends, equal those of the full matrix."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from alrp.losses.backends import compiled, operators
+from alrp.losses.backends import compiled, fused, operators
 from alrp.losses.reductions import _prefix_sum_by_doubling, prefix_sum, suffix_sum
 
 KINDS = [operators.OperatorMatrix, compiled.CompiledMatrix]
 kinds = pytest.mark.parametrize("kind", KINDS, ids=["operators", "compiled"])
+# Triton's interpreter is too slow for random examples.
+all_kinds = pytest.mark.parametrize(
+    "kind", [*KINDS, fused.FusedMatrix], ids=["operators", "compiled", "fused"]
+)
 
 
 def matrix_of(kind, queries, delta):
@@ -88,6 +92,12 @@ CASES = (
 ).split()
 
 
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch):
+    """For the interpreter, whose time grows with the number of programs."""
+    monkeypatch.setattr(fused, "_BLOCK", 1 << 14)
+
+
 @pytest.fixture(params=["one_part", "parts"])
 def parts(request, monkeypatch):
     """Read 3000 entries at once, or in several blocks and threads."""
@@ -95,10 +105,12 @@ def parts(request, monkeypatch):
         monkeypatch.setattr(operators, "_BLOCK", 700)
         monkeypatch.setitem(operators._TURNS, "cpu", 3)
         monkeypatch.setattr(compiled, "_ENTRIES_PER_SHARE", 700)
+        monkeypatch.setattr(fused, "_BLOCK", 1024)
+        monkeypatch.setattr(fused, "_SEQUENTIAL_BLOCK", 64)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
 
 
-@kinds
+@all_kinds
 @pytest.mark.parametrize("name", CASES)
 def test_sums_over_keys_and_queries_equal_the_full_matrix(rng, parts, kind, name):
     logits, targets, delta = case(name, rng)
@@ -106,7 +118,7 @@ def test_sums_over_keys_and_queries_equal_the_full_matrix(rng, parts, kind, name
     assert_products_near(*products(kind, logits, targets, weights, delta), rtol=1e-6)
 
 
-@kinds
+@all_kinds
 @pytest.mark.parametrize("name", ["plain", "ties", "wide_step", "few_in_reach", "all_above"])
 def test_float64_logits_are_summed_in_float64(rng, kind, name):
     logits, targets, delta = case(name, rng, np.float64)
@@ -114,7 +126,7 @@ def test_float64_logits_are_summed_in_float64(rng, kind, name):
     assert_products_near(*products(kind, logits, targets, weights, delta), rtol=1e-12)
 
 
-@kinds
+@all_kinds
 @pytest.mark.parametrize("rubbish", [float("nan"), float("inf"), -float("inf"), 1e38])
 def test_entries_that_are_no_negatives_get_exactly_zero(rng, kind, rubbish):
     logits, targets, delta = case("plain", rng)
@@ -126,7 +138,7 @@ def test_entries_that_are_no_negatives_get_exactly_zero(rng, kind, rubbish):
     assert not sums[targets != 0].any() and sums[targets == 0].any()
 
 
-@kinds
+@all_kinds
 def test_there_may_be_no_entries_at_all(kind):
     """As on a process without any, when batches are ranked together."""
     matrix = kind(torch.tensor([0.5, 1.5]), 1.0)
@@ -136,7 +148,7 @@ def test_there_may_be_no_entries_at_all(kind):
     assert matrix.rmatvec(torch.ones(2, dtype=torch.float64), keys.cells, logits).shape == (0,)
 
 
-@kinds
+@all_kinds
 def test_no_count_is_left_where_no_negative_is_in_reach(rng, kind):
     logits, targets, delta = case("none_in_reach", rng)
     actual, _ = products(kind, logits, targets, np.ones(int((targets == 1).sum())), delta)
@@ -190,7 +202,7 @@ def test_a_key_is_in_the_cell_after_the_knots_that_are_not_above_it(queries, key
     np.testing.assert_array_equal(cells.numpy(), np.searchsorted(knots, keys.numpy(), "right"))
 
 
-@kinds
+@all_kinds
 @pytest.mark.parametrize("num_queries, dtype", [(16_383, torch.int16), (16_384, torch.int32)])
 def test_cells_are_numbered_by_16_bits_as_long_as_these_suffice(rng, kind, num_queries, dtype):
     queries = torch.as_tensor(rng.uniform(-126, 126, num_queries)).sort().values
@@ -201,7 +213,7 @@ def test_cells_are_numbered_by_16_bits_as_long_as_these_suffice(rng, kind, num_q
     assert_close(located.cells.long(), torch.searchsorted(knots, keys, right=True))
 
 
-@kinds
+@all_kinds
 def test_a_small_sum_keeps_its_digits_beside_sums_of_thousands(rng, kind):
     """A thousandth of one negative outranks the best positive, thousands the others."""
     queries, keys = [-40.0, -39.5, 3.0], np.append(rng.uniform(-40.9, -38.5, 200_000), 2.002)

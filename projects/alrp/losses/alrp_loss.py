@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .backends.choice import backend
 from .inputs import FLOAT_DTYPES, checked_logits, result_dtype
-from .ranking import ErrorDriven, Ranking, ValuePerPositive, rank_positives
-from .reductions import prefix_sum
+from .ranking import ErrorDriven, ValuePerPositive, rank_positives
 
 
 class ALRPLossOutput(NamedTuple):
@@ -104,31 +104,33 @@ def alrp_loss(
         return ALRPLossOutput(cls, loc, loc_errors.detach().to(cls.dtype))
 
     ranking, cells = ranked
-    all_errors = ranking.gather_sorted(loc_errors)
-    cls = (ranking.false_positives / ranking.rank).mean().to(logits.dtype)
-    if logits.requires_grad and torch.is_grad_enabled():
-        errors = _ranking_errors(ranking, all_errors, eps)
-        cls = ErrorDriven.apply(logits, cls, ranking, errors, cells)
-    loc = _loc_part(ranking, loc_errors, all_errors).to(result_dtype(loc_errors))
-    return ALRPLossOutput(cls, loc, ranking.own(ranking.rank).to(logits.dtype))
+    with torch.no_grad():
+        errors = ranking.gather_sorted(loc_errors)
+        errors_above = ranking.matrix.among_queries(errors)
+        find = backend(logits.device).alrp_values
+        dtypes = logits.dtype, result_dtype(loc_errors)
+        found = find(
+            ranking.false_positives, ranking.rank, errors, errors_above, ranking.order, eps, *dtypes
+        )
+        weights = ranking.shared.scaled_up(found.loc_weights[ranking.shared.own])
+    cls = ErrorDriven.apply(logits, found.cls, ranking, found.ranking_errors, cells)
+    loc = _Weighted.apply(loc_errors, found.loc, weights)
+    return ALRPLossOutput(cls, loc, found.rank[ranking.shared.own])
 
 
-def _ranking_errors(ranking: Ranking, all_errors: Tensor, eps: float) -> Tensor:
-    """(P,) e_i, the aLRP error of a positive beyond its own localisation error (Eq. 10)."""
-    total = ranking.false_positives + ranking.sum_above(all_errors)
-    return torch.where(ranking.false_positives > eps, total / ranking.rank, 0.0)
+class _Weighted(torch.autograd.Function):
+    """Gives a value the gradient of the weighted sum of this process's localisation errors."""
 
+    @staticmethod
+    def forward(ctx, loc_errors: Tensor, value: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(weights)
+        ctx.dtype = loc_errors.dtype
+        return value.detach()
 
-def _loc_part(ranking: Ranking, own_errors: Tensor, all_errors: Tensor) -> Tensor:
-    """The localisation part, connected to the graph of this process's localisation errors.
-
-    With the positives in descending order, ``loc = mean_m (sum_{n <= m} E_n) / rank_m``. So E_n has
-    the weight ``sum_{m >= n} 1 / (P rank_m)``: in ascending order a prefix sum.
-    """
-    weights = prefix_sum(1.0 / ranking.rank) / ranking.rank.numel()
-    own = (ranking.own(weights) * own_errors).sum() * ranking.shared.num_processes
-    # Plus the other processes' part, which has no gradient here.
-    return own + ((weights * all_errors).sum() - own.detach())
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        (weights,) = ctx.saved_tensors
+        return (weights * grad_output).to(ctx.dtype), None, None
 
 
 class ALRPLoss(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -47,9 +46,10 @@ def ap_loss(
 
     ranking, cells = ranked
     interpolated = (1.0 - ranking.false_positives / ranking.rank).cummax(0).values
+    imprecisions = 1.0 - interpolated
+    value = imprecisions.mean().to(logits.dtype)
     # Without a negative above, the precision is 1 and the error 0, but for rounding.
-    errors = torch.where(ranking.false_positives > 0, (1.0 - interpolated).clamp(min=0.0), 0.0)
-    value = (1.0 - interpolated).mean().to(logits.dtype)
+    errors = imprecisions.clamp(min=0.0)
     return ErrorDriven.apply(logits, value, ranking, errors, cells)
 
 

@@ -68,6 +68,10 @@ class SharedPositives:
         dist.all_gather(gathered, padded, group=self._group)
         return torch.cat([values[:size] for values, size in zip(gathered, self._sizes)])
 
+    def scaled_up(self, values: Tensor) -> Tensor:
+        """Values of a gradient, multiplied by :attr:`num_processes`."""
+        return values if self.num_processes == 1 else values * self.num_processes
+
     def sum(self, values: Tensor) -> Tensor:
         """(P,) sum over the processes, of (P,) that each found among its own negatives."""
         if self._group is not None:

@@ -75,10 +75,6 @@ class Ranking:
         """(P_own,) values of this process's positives in targets order, from (P,) of all."""
         return torch.empty_like(values).index_copy_(0, self.order, values)[self.shared.own]
 
-    def sum_above(self, values: Tensor) -> Tensor:
-        """``sum_{k != i} values[k] * H(s_k - s_i)`` over the other positives, (P,) float64."""
-        return self.matrix.among_queries(values) - 0.5 * values
-
     def gradient(
         self,
         errors: Tensor,
@@ -102,14 +98,15 @@ class Ranking:
         Returns:
             Tensor: (S,) in the dtype of ``logits``; sums to zero over all processes.
         """
-        scale = scale.to(errors.dtype) * self.shared.num_processes
+        scale = self.shared.scaled_up(scale.to(errors.dtype))
         scaled = errors * (scale / errors.numel())
-        shares = torch.where(errors > 0, scaled / self.false_positives, 0.0)
+        least = torch.finfo(errors.dtype).tiny  # keeps 0 / 0 at 0
+        shares = scaled / self.false_positives.clamp(min=least)
         gradient = self.matrix.rmatvec(shares, cells, logits)
         if among_positives is not None:
-            scaled = scaled - among_positives * self.shared.num_processes
-        own = -self.own(scaled).to(gradient.dtype)
-        return gradient.index_copy_(0, self.positives, own)
+            scaled = scaled - self.shared.scaled_up(among_positives)
+        # Until now 0 there.
+        return gradient.index_add_(0, self.positives, self.own(scaled).to(gradient.dtype), alpha=-1)
 
 
 @torch.no_grad()
@@ -150,17 +147,16 @@ def rank_positives(
     shared = SharedPositives(positives.numel(), logits.device, group)
     if len(shared) == 0:
         return None
-    pos_logits = logits.index_select(0, positives).to(accumulation_dtype(logits.device))
-    pos_logits = shared.gather(pos_logits)
+    pos_logits = shared.gather(logits.index_select(0, positives))
     matrix_type = backend(logits.device).matrix
     # Sorted descending and flipped: of equal positives, the first must rank highest.
     order = matrix_type.descending_order(pos_logits).flip(0)
     matrix = matrix_type(pos_logits.index_select(0, order), delta)
     negatives = matrix.locate(logits, targets)
-    # Minus H(0) = 1/2 of each positive against itself.
-    num_above = matrix.among_queries() - 0.5
+    num_above = matrix.among_queries()
     false_positives = shared.sum(matrix.matvec(negatives))
-    rank = (1.0 + num_above + false_positives).clamp(min=1.0)  # rounding could give less
+    # Each positive counts itself as 1, of which H(0) = 1/2 is among those above.
+    rank = (num_above + 0.5 + false_positives).clamp(min=1.0)  # rounding could give less
     return Ranking(positives, shared, order, false_positives, rank, matrix), negatives.cells
 
 
@@ -228,7 +224,7 @@ class ErrorDriven(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(logits, errors, cells)
         ctx.ranking = ranking
-        return value.clone()
+        return value.detach()
 
     @staticmethod
     @once_differentiable

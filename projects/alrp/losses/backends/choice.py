@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from . import operators
-from .interface import StepMatrix, Survey
+from .interface import ALRPValues, StepMatrix, Survey
 
 
 class Backend(NamedTuple):
-    """The three parts of a backend.
+    """The parts of a backend.
 
     Attributes:
         survey: function of logits (S,), targets (S,), one value per positive (P_own,), and the
@@ -24,21 +24,35 @@ class Backend(NamedTuple):
             queries at once: function of weights (P, K) float64, K at each place; ranks (P,) int64,
             a permutation of 0 to P - 1; limits (Q,) int64 in [0, P - 1]; cuts (Q, C) int64 in
             [0, P], ascending. Gives (Q, C - 1, K). Sums of whole numbers are exact.
+        alrp_values: the values of aLRP Loss: function of false positives, ranks, localisation
+            errors, and sums of these at and above each positive, with half of its own, all (P,)
+            float64; of ``Ranking.order``; of ``eps``; and of the dtypes of ``cls`` and ``loc``.
     """
 
     survey: Callable[..., Survey]
     matrix: type[StepMatrix]
     sums_below: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    alrp_values: Callable[..., ALRPValues]
 
 
 def backend(device: torch.device) -> Backend:
-    """Compiled loops on the CPU where numba is installed, elsewhere operators of PyTorch."""
+    """Compiled loops on the CPU, kernels of Triton on a GPU; else operators of PyTorch.
+
+    The first needs numba; the second Triton, and a C compiler that Triton finds.
+    """
     if device.type == "cpu" and _has_numba():
         # Imported here, because numba takes 110 MiB that a training on a GPU does not need.
         from . import compiled
 
-        return Backend(compiled.survey, compiled.CompiledMatrix, compiled.sums_below)
-    return Backend(operators.survey, operators.OperatorMatrix, operators.sums_below)
+        own = compiled.survey, compiled.CompiledMatrix, compiled.sums_below
+        return Backend(*own, operators.alrp_values)
+    if _has_triton(device):
+        from . import fused
+
+        own = fused.survey, fused.FusedMatrix
+        return Backend(*own, operators.sums_below, fused.alrp_values)
+    own = operators.survey, operators.OperatorMatrix
+    return Backend(*own, operators.sums_below, operators.alrp_values)
 
 
 @functools.lru_cache(maxsize=None)
@@ -49,6 +63,22 @@ def _has_numba() -> bool:
         warnings.warn(
             f"alrp.losses: numba cannot be imported ({error!r}), so ranking on the CPU takes "
             "several times as long; install or repair it by: pip install -U numba"
+        )
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=None)
+def _has_triton(device: torch.device) -> bool:
+    """Whether this is a GPU on which Triton's kernels compile and run; tried once."""
+    if device.type != "cuda":
+        return False
+    try:
+        importlib.import_module(f"{__package__}.fused").try_out(device)
+    except Exception as error:  # no Triton, no compiler, a GPU that is too old: all errors occur
+        warnings.warn(
+            f"alrp.losses: kernels of Triton do not run on {device} ({error!r}), so ranking takes "
+            "several times as long; install Triton for this PyTorch and a C compiler such as gcc"
         )
         return False
     return True

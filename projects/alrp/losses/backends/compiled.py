@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..reductions import largest_magnitude, num_not_finite, num_outside
 from . import kernels
-from .interface import LocatedKeys, StepMatrix, Survey, cell_dtype
+from .interface import CellSumMatrix, LocatedKeys, Survey, cell_dtype
 
 # Few knots per bucket, so that a key is found at once; yet the table must fit the level 2 cache.
 _BUCKETS_PER_KNOT = 16
@@ -54,7 +54,7 @@ def survey(logits: Tensor, targets: Tensor, values: Tensor, most: float = math.i
     return Survey(positives, sum(num_bad_logits), *bad_values, largest)
 
 
-class CompiledMatrix(StepMatrix):
+class CompiledMatrix(CellSumMatrix):
     """A :class:`StepMatrix` on the CPU; each sum in one pass over its operands."""
 
     def __init__(self, queries: Tensor, delta: float) -> None:

@@ -59,6 +59,28 @@ def cell_dtype(num_cells: int) -> torch.dtype:
     return torch.int16 if num_cells - 1 <= torch.iinfo(torch.int16).max else torch.int32
 
 
+class ALRPValues(NamedTuple):
+    """What aLRP Loss is made of, see ``Backend.alrp_values``.
+
+    With the positives in descending order, ``loc = mean_m (sum_{n <= m} E_n) / rank_m``. So E_n has
+    the weight ``sum_{m >= n} 1 / (P rank_m)``: in ascending order a prefix sum.
+
+    Attributes:
+        cls: scalar, mean of false positives / rank.
+        loc: scalar, the localisation part.
+        ranking_errors: (P,) float64, ascending: error of a positive beyond its own localisation
+            error (arXiv:2009.13592, Eq. 10); 0 with up to ``eps`` false positives.
+        rank: (P,) in the order before sorting, in the dtype of ``cls``.
+        loc_weights: (P,) weight of each localisation error in ``loc``, in the order before sorting.
+    """
+
+    cls: Tensor
+    loc: Tensor
+    ranking_errors: Tensor
+    rank: Tensor
+    loc_weights: Tensor
+
+
 class StepMatrix(ABC):
     """The matrix ``H[i, k] = H(keys[k] - queries[i])`` of fixed queries and any keys.
 
@@ -83,7 +105,8 @@ class StepMatrix(ABC):
     - a sum over queries (a column's sum), seen as a function of the key, is linear on each cell
       too: a value at the left edge and a slope.
 
-    Both are exact up to float64 rounding. ``OperatorMatrix`` and ``CompiledMatrix`` implement it.
+    Both are exact up to float64 rounding. ``OperatorMatrix``, ``CompiledMatrix`` and
+    ``FusedMatrix`` implement it.
 
     Cell c is ``[edges[c], edges[c + 1])``, where ``edges[1]`` to ``edges[2 P]`` are the knots.
     Cell 0 lies below all knots, where H is 0; its left edge is never used.
@@ -103,6 +126,7 @@ class StepMatrix(ABC):
     def descending_order(queries: Tensor) -> Tensor:
         """(P,) int64 indices that sort descending; equal queries keep their order."""
 
+    @abstractmethod
     def among_queries(self, weights: Tensor | None = None) -> Tensor:
         """``sum_k weights[k] * H(queries[k] - queries[i])`` for every query, k = i included.
 
@@ -112,8 +136,6 @@ class StepMatrix(ABC):
         Returns:
             Tensor: (P,) of that dtype.
         """
-        weights = torch.ones_like(self.queries) if weights is None else weights
-        return self._row_sums(*self._sum_queries(weights))
 
     @abstractmethod
     def locate(self, logits: Tensor, targets: Tensor) -> LocatedKeys:
@@ -124,9 +146,18 @@ class StepMatrix(ABC):
             targets: (S,) integers; 0 marks the keys.
         """
 
+    @abstractmethod
     def matvec(self, keys: LocatedKeys) -> Tensor:
-        """``sum_j H(s_j - queries[i])`` over the keys, for every query: (P,)."""
-        return self._row_sums(keys.mass, keys.moment)
+        """``sum_j H(s_j - queries[i])`` over the keys, for every query: (P,).
+
+        Let N(u) be the weight of the keys above u. The sum is the integral of N from
+        query - delta to query + delta, divided by 2 delta. Over one cell, the integral is its
+        moment + its width * N(right edge).
+
+        The integral is summed from the top down. N only grows on the way, so small sums are formed
+        from small numbers and keep their digits. Cells that no query's linear part covers are left
+        out: they may be thousands of deltas wide, and their rounding would drown small sums.
+        """
 
     @abstractmethod
     def rmatvec(self, weights: Tensor, cells: Tensor, logits: Tensor) -> Tensor:
@@ -142,26 +173,26 @@ class StepMatrix(ABC):
             Tensor: (S,) in the dtype of the logits.
         """
 
+
+class CellSumMatrix(StepMatrix):
+    """A :class:`StepMatrix` that sums its queries by cells too, as if they were keys."""
+
+    def among_queries(self, weights: Tensor | None = None) -> Tensor:
+        weights = torch.ones_like(self.queries) if weights is None else weights
+        return self._row_sums(*self._sum_queries(weights))
+
+    def matvec(self, keys: LocatedKeys) -> Tensor:
+        return self._row_sums(keys.mass, keys.moment)
+
     @abstractmethod
     def _sum_queries(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """(C,) weight of the queries in each cell, and their weighted distance to its left edge."""
 
     @abstractmethod
     def _row_sums(self, mass: Tensor, moment: Tensor) -> Tensor:
-        """``sum_k w_k H(key_k - query)`` for every query, from sums over the keys of each cell.
-
-        Let N(u) be the weight of the keys above u. The sum is the integral of N from
-        query - delta to query + delta, divided by 2 delta. Over one cell, the integral is its
-        moment + its width * N(right edge).
-
-        The integral is summed from the top down. N only grows on the way, so small sums are formed
-        from small numbers and keep their digits. Cells that no query's linear part covers are left
-        out: they may be thousands of deltas wide, and their rounding would drown small sums.
+        """(P,) sums over keys, see :meth:`matvec`, from sums over the keys of each cell.
 
         Args:
             mass: (C,) weight of the keys of each cell.
             moment: (C,) their weighted distance to its left edge.
-
-        Returns:
-            Tensor: (P,).
         """

@@ -146,7 +146,7 @@ def sum_queries(queries, weights, cells, edges):
 def row_sums(mass, moment, edges, is_lower, delta):
     """(P,) sums over keys for every query, from (C,) sums over the keys of each cell.
 
-    From the top down, for the precision of small sums: see :meth:`StepMatrix._row_sums`.
+    From the top down, for the precision of small sums: see :meth:`StepMatrix.matvec`.
     """
     i = j = len(is_lower) // 2  # after the next lower and upper knot
     sums = np.empty(j)

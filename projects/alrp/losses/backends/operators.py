@@ -19,7 +19,7 @@ from ..reductions import (
     prefix_sum_from_zero,
     suffix_sum,
 )
-from .interface import LocatedKeys, StepMatrix, Survey, cell_dtype
+from .interface import ALRPValues, CellSumMatrix, LocatedKeys, Survey, cell_dtype
 
 # Entries worked on at a time: temporaries take up to 50 bytes per entry, so 200 MB per block.
 _BLOCK = 1 << 22
@@ -55,7 +55,7 @@ def _indices_of_marked(marks: Tensor, num_marked: int) -> Tensor:
         return marks.nonzero().squeeze(1)
 
 
-class OperatorMatrix(StepMatrix):
+class OperatorMatrix(CellSumMatrix):
     """A :class:`StepMatrix` on any device."""
 
     def __init__(self, queries: Tensor, delta: float) -> None:
@@ -169,3 +169,25 @@ def sums_below(weights: Tensor, ranks: Tensor, limits: Tensor, cuts: Tensor) -> 
         sums += torch.where(has_bit[..., None], prefix_sum_from_zero(weights)[zero_cuts], 0.0)
         cuts = torch.where(has_bit, num_zeros + cuts - zero_cuts, zero_cuts)
     return sums.diff(dim=1)
+
+
+def alrp_values(
+    false_positives: Tensor,
+    rank: Tensor,
+    errors: Tensor,
+    errors_above: Tensor,
+    order: Tensor,
+    eps: float,
+    dtype: torch.dtype,
+    loc_dtype: torch.dtype,
+) -> ALRPValues:
+    """See :class:`Backend`."""
+    total = false_positives + (errors_above - 0.5 * errors)
+    weights = prefix_sum(1.0 / rank) / rank.numel()
+    return ALRPValues(
+        (false_positives / rank).mean().to(dtype),
+        (weights * errors).sum().to(loc_dtype),
+        torch.where(false_positives > eps, total / rank, 0.0),
+        torch.empty_like(rank).index_copy_(0, order, rank).to(dtype),
+        torch.empty_like(weights).index_copy_(0, order, weights),
+    )

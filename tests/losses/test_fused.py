@@ -1,0 +1,210 @@
+"""The kernels for GPUs, on a GPU or else in Triton's interpreter on the CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import pytest
+import torch
+from helpers.emulated_gpu import EmulatedGPU
+from helpers.loss_cases import both, errors_for, total
+from torch.testing import assert_close
+
+from alrp.losses import rs_loss
+from alrp.losses.backends import choice, fused, operators
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def case(size=400, num_positives=40, dtype=torch.float32, scale=2.0):
+    """Logits with ties, targets of all three kinds; on ``DEVICE``."""
+    generator = torch.Generator().manual_seed(size)
+    logits = (scale * torch.randn(size, generator=generator).mul(8).round() / 8).to(dtype)
+    targets = torch.zeros(size, dtype=torch.int8)
+    targets[torch.randperm(size, generator=generator)[: size // 10]] = -1
+    targets[torch.randperm(size, generator=generator)[:num_positives]] = 1
+    logits[targets == -1] = float("nan")
+    return logits.to(DEVICE), targets.to(DEVICE)
+
+
+@pytest.fixture
+def use(monkeypatch):
+    """``use(fused)`` or ``use(operators)`` for the losses on any device."""
+
+    def choose(module):
+        monkeypatch.setattr(choice, "_has_numba", lambda: False)
+        monkeypatch.setattr(choice, "_has_triton", lambda device: module is fused)
+
+    return choose
+
+
+def differentiated(loss, logits, targets, errors, **options):
+    """Value and gradients of a loss."""
+    leaf, errors = logits.clone().requires_grad_(), errors.clone().requires_grad_()
+    if loss == "rs":
+        output = rs_loss(leaf, targets, errors.detach() / 2, **options)
+        value = 3 * output.ranking + output.sorting
+    else:
+        value = total(loss, leaf, targets, errors, **options)
+    value.backward()
+    return value.detach(), leaf.grad, errors.grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("loss", ["alrp", "ap", "rs"])
+def test_losses_are_those_of_the_operators(use, loss, dtype):
+    logits, targets = case(dtype=dtype)
+    errors = errors_for(targets, False, dtype).to(DEVICE)
+    results = []
+    for module in (operators, fused):
+        use(module)
+        results.append(differentiated(loss, logits, targets, errors, delta=0.75))
+    tolerance = 1e-12 if dtype == torch.float64 else torch.finfo(dtype).eps
+    assert results[0][1].any() and [x.dtype for x in results[1][:2]] == [
+        torch.promote_types(dtype, torch.float32),
+        dtype,
+    ]
+    assert_close(results[1], results[0], rtol=2 * tolerance, atol=1e-3 * tolerance)
+
+
+@both
+@pytest.mark.parametrize("num_positives, scale", [(1, 2.0), (40, 1e5), (40, 0.0), (399, 2.0)])
+def test_odd_batches_are_those_of_the_operators(use, loss, num_positives, scale):
+    """One positive; huge logits; all logits equal; hardly a negative."""
+    logits, targets = case(num_positives=num_positives, scale=scale, dtype=torch.float64)
+    errors = errors_for(targets, False, torch.float64).to(DEVICE)
+    results = []
+    for module in (operators, fused):
+        use(module)
+        results.append(differentiated(loss, logits, targets, errors))
+    assert_close(results[1], results[0], rtol=1e-10, atol=1e-13)
+
+
+def test_a_survey_finds_what_the_operators_find(monkeypatch):
+    monkeypatch.setattr(fused, "_BLOCK", 128)
+    logits, targets = case()
+    values = torch.linspace(-0.2, 1.2, 300, device=DEVICE)
+    logits[3:9], targets[:12] = float("inf"), torch.arange(12, device=DEVICE) % 3 - 1
+    values[7] = float("nan")
+    for most in (1.0, float("inf")):
+        expected = operators.survey(logits, targets, values, most)
+        found = fused.survey(logits, targets, values, most)
+        assert found[1:4] == expected[1:4] and found.num_bad_logits
+        assert found.positives.tolist() == expected.positives.tolist()
+    logits = logits.nan_to_num()
+    for marks in (targets, targets.long(), targets == 1, torch.zeros_like(targets)):
+        expected = operators.survey(logits, marks, values)
+        found = fused.survey(logits, marks, values)
+        assert found[1:] == expected[1:]
+        assert found.positives.tolist() == expected.positives.tolist()
+
+
+@both
+def test_two_runs_give_the_same_bits(use, loss, monkeypatch):
+    """Though programs add to common sums in any order."""
+    use(fused)
+    monkeypatch.setattr(fused, "_BLOCK", 256)
+    logits, targets = case(size=1500)
+    errors = errors_for(targets, False).to(DEVICE)
+    first = differentiated(loss, logits, targets, errors)
+    monkeypatch.setattr(fused, "_TURNS", 1)
+    assert_close(differentiated(loss, logits, targets, errors), first, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="launches are counted by emulation")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@both
+def test_a_call_launches_at_most_40_kernels_and_waits_once(loss, dtype):
+    """Forward and backward; a survey's read is the wait."""
+    logits, targets = case(size=3000, dtype=dtype)
+    counts = []
+    with EmulatedGPU() as gpu:
+        assert choice.backend(torch.device("cuda", 0)).matrix is fused.FusedMatrix
+        for size in (300, 3000):
+            marks = targets[:size].cuda()
+            errors = errors_for(targets[:size], False, dtype).cuda().requires_grad_()
+            leaf = logits[:size].cuda().requires_grad_()
+            gpu.clear()
+            total(loss, leaf, marks, errors).backward()
+            counts.append(len(gpu.launches))
+            assert len(gpu.waits) == 1
+    assert counts[0] == counts[1] <= 40
+
+
+@pytest.mark.parametrize("error", [ImportError("triton"), RuntimeError("no C compiler")])
+def test_where_triton_does_not_work_operators_rank_with_one_warning(monkeypatch, error):
+    def try_out(device):
+        raise error
+
+    choice._has_triton.cache_clear()
+    monkeypatch.setattr(fused, "try_out", try_out)
+    device = torch.device("cuda", 7)
+    with pytest.warns(UserWarning, match="Triton do not run on cuda:7.*install Triton") as caught:
+        for _ in range(2):
+            assert choice.backend(device).matrix is operators.OperatorMatrix
+    assert len(caught) == 1
+    choice._has_triton.cache_clear()
+
+
+COMPILE = """
+import itertools, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from alrp.losses.backends import fused_kernels as kernels
+
+POINTERS = {
+    **dict.fromkeys(["logits", "values_in", "results"], "FLOAT"),
+    **dict.fromkeys(["cls_value", "loc_value", "own_ranks", "loc_weights"], "*fp32"),
+    **dict.fromkeys(["counts", "owners", "point_owners"], "*i32"),
+    **dict.fromkeys(["lower", "upper", "point_lower", "point_upper"], "*i32"),
+    **dict.fromkeys(["is_covered", "is_point_covered"], "*i8"),
+    **dict.fromkeys(["facts", "ends", "positives", "sums", "order"], "*i64"),
+}
+CONSTANTS = {"BLOCK": 1024, "NUM_STEPS": 12, "TURNS": 16, "OWNED": True, "WEIGHTED": True}
+WIDE = {"FLOAT": "*fp64", "CELLS": "*i32", "TARGETS": "*i64", "SIZE": "i64"}
+NARROW = {"FLOAT": "*fp32", "CELLS": "*i16", "TARGETS": "*i8", "SIZE": "i32"}
+
+
+def type_of(kernel, name, kinds):
+    if name in CONSTANTS:
+        return "constexpr"
+    if name == "most":
+        return "fp32"
+    if name.startswith("num_"):
+        return kinds["SIZE"] if name == "num_entries" else "i32"
+    if name.endswith("_bits"):
+        return "i64"
+    if (kernel, name) == ("row_sums", "sums"):
+        return "*fp64"
+    if name in ("cells", "targets"):
+        return kinds[name.upper()]
+    pointer = POINTERS.get(name, "*fp64")
+    return kinds.get(pointer, pointer)
+
+
+for kernel, kinds in itertools.product(
+    "survey place_positives merge locate collect integrate row_sums alrp_values column_profile"
+    " evaluate".split(), (NARROW, WIDE)
+):
+    if kinds is WIDE and kernel not in ("survey", "place_positives", "locate", "evaluate"):
+        continue
+    function = getattr(kernels, kernel)
+    signature = {name: type_of(kernel, name, kinds) for name in function.arg_names}
+    constants = {name: CONSTANTS[name] for name in function.arg_names if name in CONSTANTS}
+    source = ASTSource(function, signature, constants)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    assert len(compiled.asm["cubin"]) > 1000
+    print(kernel)
+"""
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_for_a_gpu(tmp_path):
+    """With the compiler of NVIDIA that comes with Triton; no GPU is needed."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.split()) == 14
