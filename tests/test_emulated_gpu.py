@@ -20,6 +20,9 @@ def test_tensors_stay_where_they_were_made(gpu):
     on_gpu = x.to("cuda").view(2, 3)
     for tensor in (on_gpu.exp(), on_gpu[0], torch.zeros_like(on_gpu), on_gpu.new_tensor([1.0])):
         assert isinstance(tensor, EmulatedTensor) and tensor.device == torch.device("cuda", 0)
+    assert isinstance(on_gpu.long().to(on_gpu), EmulatedTensor)
+    assert isinstance(x.long().to(on_gpu), EmulatedTensor)
+    assert not isinstance(on_gpu.to(x), EmulatedTensor)
     assert not isinstance(on_gpu.cpu(), EmulatedTensor) and on_gpu.cpu().device.type == "cpu"
     assert on_gpu.sum().item() == 15
 

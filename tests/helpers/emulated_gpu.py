@@ -87,6 +87,7 @@ class EmulatedTensor(torch.Tensor):
         return EmulatedTensor(inner["held"])
 
     def to(self, *args, **kwargs):
+        args = _as_device_and_dtype(args)
         device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
         if device is not None and device.type == "cpu":
             moved = self.cpu(non_blocking=non_blocking)
@@ -267,7 +268,7 @@ class _NumberedDevices(TorchFunctionMode):
         if func is torch.Tensor.cuda:
             return args[0].to(DEVICE)
         if func is torch.Tensor.to:
-            args = tuple(map(_numbered, args))
+            args = (args[0], *map(_numbered, _as_device_and_dtype(args[1:])))
         if kwargs.get("device") is not None:
             kwargs["device"] = _numbered(torch.device(kwargs["device"]))
         if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") == DEVICE:
@@ -275,6 +276,13 @@ class _NumberedDevices(TorchFunctionMode):
             made = func(*args, **{**kwargs, "device": None})  # there, as PyTorch does it
             return made.to(DEVICE).requires_grad_(requires_grad)
         return func(*args, **kwargs)
+
+
+def _as_device_and_dtype(args: tuple) -> tuple:
+    """Arguments of ``to``, of which the first may be a tensor."""
+    if args and isinstance(args[0], torch.Tensor):
+        return args[0].device, args[0].dtype, *args[1:]
+    return args
 
 
 def _numbered(value: Any) -> Any:
@@ -296,13 +304,18 @@ def _held(value: Any) -> Any:
 
 
 def _refuse_mixed_devices(func, name: str, tensors: list, args: tuple) -> None:
-    """A GPU takes from the CPU single numbers, and indices."""
-    wrong = [x for x in tensors if not isinstance(x, EmulatedTensor) and x.dim() > 0]
+    """A GPU takes from the CPU single numbers, and indices.
+
+    Tensors without elements are let pass: PyTorch's core makes some for gradients, on the CPU here.
+    """
+    others = [x for x in tensors if not isinstance(x, EmulatedTensor)]
+    wrong = [x for x in others if x.dim() > 0 and x.numel() > 0]
     if name in _INDEXING and isinstance(args[0], EmulatedTensor):
         wrong = [x for x in wrong if not any(x is index for index in args[1])]
     if wrong:
         raise RuntimeError(
-            f"{func}: expected all tensors to be on the same device, but found cuda:0 and cpu"
+            f"{func}: expected all tensors to be on the same device, but found cuda:0 and cpu, "
+            f"of shapes {[tuple(x.shape) for x in tensors]}"
         )
 
 

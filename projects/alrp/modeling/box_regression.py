@@ -6,6 +6,8 @@ import math
 import torch
 from torch import Tensor
 
+from .tensors import vector
+
 # Sides change by at most this factor; the published code limits both directions.
 _SCALE_CLAMP = math.log(1000.0 / 16)
 
@@ -38,7 +40,7 @@ class BoxDeltaTransform:
         """
         src_size, src_center = _size_and_center(src_boxes)
         target_size, target_center = _size_and_center(target_boxes)
-        weights = src_boxes.new_tensor(self.weights)
+        weights = vector(src_boxes, self.weights)
         shift = (target_center - src_center) / src_size
         return torch.cat([shift, torch.log(target_size / src_size)], dim=1) * weights
 
@@ -50,7 +52,7 @@ class BoxDeltaTransform:
         deltas = deltas.to(torch.promote_types(deltas.dtype, torch.float32))
         size, center = _size_and_center(boxes.to(deltas.dtype))
         # Not by len(), which would fix the number of boxes in a traced model.
-        deltas = deltas.unflatten(1, (-1, 4)) / deltas.new_tensor(self.weights)
+        deltas = deltas.unflatten(1, (-1, 4)) / vector(deltas, self.weights)
         center = deltas[..., :2] * size[:, None] + center[:, None]
         scale = deltas[..., 2:].clamp(-_SCALE_CLAMP, _SCALE_CLAMP).exp()
         half = 0.5 * scale * size[:, None]
@@ -108,7 +110,7 @@ def decode_in_anchor_frame(
     """
     pred_deltas = pred_deltas.to(torch.promote_types(pred_deltas.dtype, torch.float32))
     target_deltas = transform.get_deltas(anchors, gt_boxes)
-    unit = pred_deltas.new_tensor([[-0.5, -0.5, 0.5, 0.5]]).expand(len(pred_deltas), 4)
+    unit = vector(pred_deltas, (-0.5, -0.5, 0.5, 0.5)).expand(len(pred_deltas), 4)
     pred_boxes = transform.apply_deltas(pred_deltas, unit)
     return pred_boxes, transform.apply_deltas(target_deltas.to(pred_deltas.dtype), unit)
 

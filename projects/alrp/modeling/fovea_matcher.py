@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Sequence
 import torch
 from torch import Tensor
+
+from .tensors import filled_up, vector
 
 
 class FoveaMatcher:
@@ -17,7 +20,8 @@ class FoveaMatcher:
     truth (of equal areas to the last). All other cells are negative, also on padding; none is
     ignored.
 
-    Work and memory grow with the number of claims, not with cells times ground truths.
+    Work and memory grow with the number of claims, not with cells times ground truths. A GPU is
+    waited for once in each call: for the number of claims.
 
     Args:
         strides: L strides of the levels, in pixels.
@@ -51,43 +55,64 @@ class FoveaMatcher:
         self.scale_ranges = tuple((low, high) for low, high in scale_ranges)
         self.sigma = sigma
 
-    @torch.no_grad()
     def __call__(
         self, gt_boxes: Tensor, grid_sizes: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
-        """Match R cells, the levels one after another and each row by row.
+        """:meth:`match_batch` of one image: (R,) and (R,) from (M, 4)."""
+        matched_idxs, match_labels = self.match_batch([gt_boxes], grid_sizes)
+        return matched_idxs[0], match_labels[0]
+
+    @torch.no_grad()
+    def match_batch(
+        self, gt_boxes: list[Tensor], grid_sizes: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Match R cells of each of N images, the levels one after another and each row by row.
 
         Args:
-            gt_boxes: (M, 4) XYXY absolute pixels.
+            gt_boxes: per image (M, 4) XYXY absolute pixels.
             grid_sizes: L pairs (height, width) of the levels, in cells.
 
         Returns:
-            tuple[Tensor, Tensor]: ``matched_idxs`` (R,) int64, the ground truth of each positive
-            cell, elsewhere 0; ``match_labels`` (R,) int8, 1 positive and 0 negative.
+            tuple[Tensor, Tensor]: ``matched_idxs`` (N, R) int64, the ground truth of each positive
+            cell, elsewhere 0; ``match_labels`` (N, R) int8, 1 positive and 0 negative.
         """
+        # What fills up an image with fewer boxes has no size that a level holds.
+        boxes = filled_up(gt_boxes, math.nan)
         num_cells = sum(height * width for height, width in grid_sizes)
-        painted = torch.full((num_cells,), -1, dtype=torch.int64, device=gt_boxes.device)
-        if len(gt_boxes) == 0:
+        painted = torch.full((len(boxes), num_cells), -1, dtype=torch.int64, device=boxes.device)
+        if boxes.shape[1] == 0:
             return torch.zeros_like(painted), torch.zeros_like(painted, dtype=torch.int8)
 
-        areas = (gt_boxes[:, 2] - gt_boxes[:, 0]) * (gt_boxes[:, 3] - gt_boxes[:, 1])
-        order = areas.sort(descending=True, stable=True).indices
-        cells, places = self._claims(gt_boxes[order], areas[order].sqrt(), grid_sizes)
+        areas = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+        areas, order = areas.sort(dim=1, descending=True, stable=True)
+        boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
+        cells, places = self._claims(boxes, areas.sqrt(), grid_sizes)
         # Smaller ones come later and paint over larger ones.
-        painted.scatter_reduce_(0, cells, places, "amax")
+        painted.view(-1).scatter_reduce_(0, cells, places, "amax")
         positive = painted >= 0
-        return order[painted.clamp(min=0)] * positive, positive.to(torch.int8)
+        return order.gather(1, painted.clamp(min=0)) * positive, positive.to(torch.int8)
 
     def _claims(
         self, gt_boxes: Tensor, sizes: Tensor, grid_sizes: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
-        """All pairs of a cell (T,) and a ground truth (T,) that claims it."""
-        heights, widths = torch.tensor(grid_sizes, device=gt_boxes.device).unbind(1)
-        first, extent = self._foveas(gt_boxes, torch.stack([widths, heights], dim=1))
-        low, high = gt_boxes.new_tensor(self.scale_ranges).unbind(1)
-        in_range = (sizes >= low[:, None]) & (sizes <= high[:, None])  # (L, M)
+        """All pairs of a cell (T,) and a ground truth (T,) that claims it.
 
-        first, extent = first.flatten(0, 1), extent.flatten(0, 1)  # (L * M, 2)
+        Args:
+            gt_boxes: (N, M, 4).
+            sizes: (N, M) square roots of their areas.
+            grid_sizes: of the L levels.
+
+        Returns:
+            tuple[Tensor, Tensor]: indices in the flattened cells (N, R), and from 0 to M - 1.
+        """
+        (num_images, num_gt), num_cells = sizes.shape, sum(h * w for h, w in grid_sizes)
+        gt_boxes, sizes = gt_boxes.flatten(0, 1), sizes.flatten()
+        heights, widths = (vector(gt_boxes, x, torch.int64) for x in zip(*grid_sizes))
+        first, extent = self._foveas(gt_boxes, torch.stack([widths, heights], dim=1))
+        low, high = (vector(sizes, ends) for ends in zip(*self.scale_ranges))
+        in_range = (sizes >= low[:, None]) & (sizes <= high[:, None])  # (L, N * M)
+
+        first, extent = first.flatten(0, 1), extent.flatten(0, 1)  # (L * N * M, 2)
         counts = extent.prod(1) * in_range.flatten()
         rectangles = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
         starts = counts.cumsum(0) - counts
@@ -97,8 +122,10 @@ class FoveaMatcher:
 
         level_sizes = heights * widths
         levels = rectangles // len(gt_boxes)
-        level_starts = (level_sizes.cumsum(0) - level_sizes)[levels]
-        return level_starts + rows * widths[levels] + columns, rectangles % len(gt_boxes)
+        starts = (level_sizes.cumsum(0) - level_sizes)[levels]
+        if num_images > 1:
+            starts = starts + rectangles // num_gt % num_images * num_cells
+        return starts + rows * widths[levels] + columns, rectangles % num_gt
 
     def _foveas(self, gt_boxes: Tensor, grid_sizes: Tensor) -> tuple[Tensor, Tensor]:
         """First column and row (L, M, 2) of each fovea and its numbers of columns and rows.
@@ -107,7 +134,7 @@ class FoveaMatcher:
             gt_boxes: (M, 4).
             grid_sizes: (L, 2) width and height in cells.
         """
-        scaled = gt_boxes / gt_boxes.new_tensor(self.strides)[:, None, None]  # (L, M, 4) in cells
+        scaled = gt_boxes / vector(gt_boxes, self.strides)[:, None, None]  # (L, M, 4) in cells
         corner, half = scaled[..., :2], 0.5 * (scaled[..., 2:] - scaled[..., :2])
         first = (corner + (1 - self.sigma) * half - 0.5).ceil().long()
         last = (corner + (1 + self.sigma) * half - 0.5).floor().long()

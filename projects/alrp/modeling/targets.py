@@ -7,6 +7,8 @@ from torch import Tensor
 
 from detectron2.structures import Boxes, Instances
 
+from .tensors import filled_up, vector
+
 
 @torch.no_grad()
 def match_anchors(
@@ -39,22 +41,39 @@ def match_anchors(
     ]
     batch_size = tuple(max(sides) for sides in zip(*padded_sizes))
     all_anchors = [a.tensor for a in anchors]
+    gt_boxes = [gt_i.gt_boxes.tensor for gt_i in gt_instances]
+    inside = None
+    if boundary_thresh >= 0:
+        every = Boxes.cat(anchors)
+        borders = [every.inside_box(x.image_size, boundary_thresh) for x in gt_instances]
+        padded = [_inside(all_anchors, size) for size in padded_sizes]
+        inside = torch.stack(borders) & torch.stack(padded)
+    elif any(size != batch_size for size in padded_sizes):
+        limits = [None if size == batch_size else size for size in padded_sizes]
+        inside = torch.stack([_inside(all_anchors, limit) for limit in limits])
+    if all_anchors[0].device.type == "cpu" or not hasattr(matcher, "match_batch"):
+        return _match_in_turn(matcher, gt_boxes, all_anchors, inside)
+    boxes = filled_up(gt_boxes)
+    matched_idxs, match_labels = matcher.match_batch(boxes, all_anchors, inside)
+    if inside is not None:
+        match_labels = match_labels.masked_fill(~inside, -1)
+    return list(matched_idxs), list(match_labels)
+
+
+def _match_in_turn(
+    matcher, gt_boxes: list[Tensor], anchors: list[Tensor], inside: Tensor | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Match image by image: what a CPU needs for one fits its cache."""
+    if inside is None:
+        matches = [matcher(gt_boxes_i, anchors) for gt_boxes_i in gt_boxes]
+        return tuple(map(list, zip(*matches)))
     matched_idxs, match_labels = [], []
-    for gt_i, padded_size in zip(gt_instances, padded_sizes):
-        gt_boxes_i = gt_i.gt_boxes.tensor
-        if padded_size == batch_size and boundary_thresh < 0:
-            idxs_i, labels_i = matcher(gt_boxes_i, all_anchors)
-        else:  # not for all images, because masks stall a GPU
-            inside = _inside(all_anchors, padded_size)
-            if boundary_thresh >= 0:
-                limits = gt_i.image_size, boundary_thresh
-                inside = [m & a.inside_box(*limits) for m, a in zip(inside, anchors)]
-            idxs_i, labels_i = matcher(gt_boxes_i, [a[m] for a, m in zip(all_anchors, inside)])
-            mask = torch.cat(inside)
-            idxs_i = idxs_i.new_zeros(mask.shape).masked_scatter(mask, idxs_i)
-            labels_i = labels_i.new_full(mask.shape, -1).masked_scatter(mask, labels_i)
-        matched_idxs.append(idxs_i)
-        match_labels.append(labels_i)
+    sizes = [len(level) for level in anchors]
+    for gt_boxes_i, mask in zip(gt_boxes, inside):
+        inside_i = [level[m] for level, m in zip(anchors, mask.split(sizes))]
+        idxs_i, labels_i = matcher(gt_boxes_i, inside_i)
+        matched_idxs.append(idxs_i.new_zeros(mask.shape).masked_scatter(mask, idxs_i))
+        match_labels.append(labels_i.new_full(mask.shape, -1).masked_scatter(mask, labels_i))
     return matched_idxs, match_labels
 
 
@@ -93,15 +112,19 @@ def matched_targets(
     num_classes: int,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Per image :func:`matched_classes` and :func:`matched_boxes`, (R,) and (R, 4)."""
-    gt_classes, gt_boxes = [], []
-    for gt_i, idxs_i, labels_i in zip(gt_instances, matched_idxs, match_labels):
-        gt_classes.append(matched_classes(gt_i.gt_classes, idxs_i, labels_i, num_classes))
-        gt_boxes.append(matched_boxes(gt_i.gt_boxes.tensor, idxs_i))
-    return gt_classes, gt_boxes
+    idxs, labels = (torch.stack(tuple(x)) for x in (matched_idxs, match_labels))
+    classes = filled_up([gt_i.gt_classes for gt_i in gt_instances], least=1).gather(1, idxs)
+    classes = classes.masked_fill(labels == 0, num_classes).masked_fill(labels == -1, -1)
+    boxes = filled_up([gt_i.gt_boxes.tensor for gt_i in gt_instances], least=1)
+    boxes = boxes.gather(1, idxs[..., None].expand(-1, -1, 4))
+    return list(classes), list(boxes)
 
 
-def _inside(anchors: list[Tensor], size: tuple[int, ...]) -> list[Tensor]:
-    """Per level, whether the centre of each anchor lies inside an area of (height, width)."""
+def _inside(anchors: list[Tensor], size: tuple[int, ...] | None) -> Tensor:
+    """(R,) whether the centre of each anchor lies inside an area of (height, width); None: yes."""
+    boxes = torch.cat(anchors)
+    if size is None:
+        return torch.ones_like(boxes[:, 0], dtype=torch.bool)
     # Rounded corners can push a centre across the border by a fraction of a pixel.
-    limit = anchors[0].new_tensor([size[1], size[0]]) - 1e-2
-    return [((a[:, :2] + a[:, 2:]) / 2 < limit).all(1) for a in anchors]
+    limit = vector(boxes, [size[1], size[0]]) - 1e-2
+    return ((boxes[:, :2] + boxes[:, 2:]) / 2 < limit).all(1)

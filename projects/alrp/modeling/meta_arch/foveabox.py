@@ -153,8 +153,9 @@ class FoveaBox(MicroBatches, DenseDetector):
             tuple[list[Tensor], list[Tensor]]: per image the labels (R,), 0..K-1 or K for
             background, and the boxes (R, 4) XYXY pixels, undefined for background.
         """
-        matches = [self.matcher(gt_i.gt_boxes.tensor, grid_sizes) for gt_i in gt_instances]
-        return matched_targets(gt_instances, *zip(*matches), self.num_classes)
+        gt_boxes = [gt_i.gt_boxes.tensor for gt_i in gt_instances]
+        matches = self.matcher.match_batch(gt_boxes, grid_sizes)
+        return matched_targets(gt_instances, *matches, self.num_classes)
 
     def losses(self, anchors, pred_logits, gt_labels, pred_deltas, gt_boxes):
         """See :func:`anchor_losses`: positives are selected before any exponential is taken."""
