@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "model_zoo": frozenset({"config"}),
     "engine": ANY | {"errors", "files", "memory", "head_nodes", "coco", ""},
 }
-LOSSES_FOREIGN = sys.stdlib_module_names | {"torch", "numba", "numpy"}
+LOSSES_FOREIGN = sys.stdlib_module_names | {"torch", "numba", "numpy", "triton"}
 
 
 def imported_names(tree: ast.AST, module: str) -> Iterator[str]:

@@ -77,8 +77,8 @@ def _has_triton(device: torch.device) -> bool:
         importlib.import_module(f"{__package__}.fused").try_out(device)
     except Exception as error:  # no Triton, no compiler, a GPU that is too old: all errors occur
         warnings.warn(
-            f"alrp.losses: kernels of Triton do not run on {device} ({error!r}), so ranking takes "
-            "several times as long; install Triton for this PyTorch and a C compiler such as gcc"
+            f"alrp.losses: kernels of Triton do not run on {device} ({error!r}), so that ranking "
+            "launches five times as many; install Triton for this PyTorch and a C compiler like gcc"
         )
         return False
     return True
