@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "checkpoint": frozenset({"config", "losses", "errors", "files", "head_nodes"}),
     "vis": frozenset({"errors", "files"}),
     "export": frozenset({"errors", "files"}),
+    "evaluate": frozenset({"evaluation", "vis", "errors", "files"}),
     "config": frozenset({"modeling", "data", "errors", "files"}),
     "model_zoo": frozenset({"config"}),
     "engine": ANY | {"errors", "files", "memory", "head_nodes", "coco", ""},

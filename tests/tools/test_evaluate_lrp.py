@@ -249,3 +249,38 @@ def test_mistakes_are_named_with_their_file(main, tmp_path, capsys, spoil, name,
     assert main(_write(tmp_path, gt=dataset, dt=results)) == 2
     printed = capsys.readouterr().err
     assert f"{name}.json: " in printed and message in printed and printed.count("\n") == 1
+
+
+def test_figures_are_drawn_of_every_class_and_the_mean(main, tmp_path):
+    folder = tmp_path / "figures"
+    assert main([GROUND_TRUTH, DETECTIONS, "--figures", str(folder)]) == 0
+    names = sorted(os.listdir(folder))
+    assert names[-1] == "mean.png" and len(names) > 2
+    assert all(name[3:].startswith("_class_") for name in names[:-1])
+
+
+def test_figures_that_cannot_be_written_are_no_traceback(main, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main([GROUND_TRUTH, DETECTIONS, "--figures", str(tmp_path / "file")]) == 2
+    assert "error: --figures: " in capsys.readouterr().err
+
+
+def test_two_files_are_compared(main, tmp_path, capsys):
+    worse = tmp_path / "worse.json"
+    worse.write_text(json.dumps(json.loads(Path(DETECTIONS).read_text())[::2]))
+    arguments = [GROUND_TRUTH, DETECTIONS, "--compare", str(worse), "--samples", "20"]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first, second = (float(cell) for cell in lines[-1].split()[1:3])
+    assert first == pytest.approx(90.011, abs=0.006) and second > first
+
+
+@pytest.mark.parametrize("area", ["small", "medium", "large"])
+def test_areas_have_the_golden_numbers(main, area, tmp_path):
+    out = tmp_path / "lrp.json"
+    assert main([GROUND_TRUTH, DETECTIONS, "--area", area, "--json", str(out)]) == 0
+    expected = json.loads((CASE / "expected.json").read_text())["mean_by_area"][area]
+    written = json.loads(out.read_text())
+    assert [written[key] for key in QUANTITIES[:4]] == [
+        percent(expected[key]) for key in QUANTITIES[:4]
+    ]

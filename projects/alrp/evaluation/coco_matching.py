@@ -47,6 +47,19 @@ class ClassMatches(NamedTuple):
     num_gt: int
 
 
+class ImageMatches(NamedTuple):
+    """Matches of one class with the images that they are in.
+
+    ``matches`` of its D detections; ``images`` (D,) int64 index of the image of each; ``num_gt``
+    (N,) int64 ground truths in each image that are not ignored. Images are numbered in ascending
+    order of their ids.
+    """
+
+    matches: ClassMatches
+    images: np.ndarray
+    num_gt: np.ndarray
+
+
 @dataclass(frozen=True)
 class MatchSettings:
     """How detections are matched; see :func:`match_detections`.
@@ -108,6 +121,17 @@ def match_boxes(
     image_ids: Iterable | None = None,
 ) -> dict[int | str, ClassMatches]:
     """As :func:`match_detections`, of input that was checked."""
+    matches = match_boxes_by_image(dataset, detections, settings, image_ids)
+    return {category_id: match.matches for category_id, match in matches.items()}
+
+
+def match_boxes_by_image(
+    dataset: dict,
+    detections: Detections,
+    settings: MatchSettings,
+    image_ids: Iterable | None = None,
+) -> dict[int | str, ImageMatches]:
+    """As :func:`match_boxes`, with the image of every detection."""
     all_image_ids = ids_in_order(dataset, "images")
     category_ids = ids_in_order(dataset, "categories")
     ground_truths = ground_truth_boxes(dataset, all_image_ids, category_ids)
@@ -135,14 +159,23 @@ def match_boxes(
             _Paired(detections.select(has_candidates), numbers[has_candidates]),
             settings,
         )
-    categories = pairs // max(1, len(all_image_ids))
-    num_gt = np.bincount(categories, num_gt, minlength=len(category_ids))
-    bounds = np.searchsorted(detections.category, np.arange(len(category_ids) + 1))
+    num_images, num_categories = len(all_image_ids), len(category_ids)
+    per_image = np.zeros(num_categories * num_images, dtype=np.int64)
+    per_image[pairs] = num_gt
+    per_image = per_image.reshape(num_categories, num_images)
+    bounds = np.searchsorted(detections.category, np.arange(num_categories + 1))
     return {
-        category_id: ClassMatches(
-            detections.score[begin:end], matched_ious[begin:end], ignored[begin:end], int(number)
+        category_id: ImageMatches(
+            ClassMatches(
+                detections.score[begin:end],
+                matched_ious[begin:end],
+                ignored[begin:end],
+                int(counts.sum()),
+            ),
+            detections.image[begin:end],
+            counts,
         )
-        for category_id, begin, end, number in zip(category_ids, bounds, bounds[1:], num_gt)
+        for category_id, begin, end, counts in zip(category_ids, bounds, bounds[1:], per_image)
     }
 
 

@@ -1,0 +1,186 @@
+"""Annotations of Pascal VOC and YOLO as COCO's, and files with some of their classes only."""
+
+from __future__ import annotations
+
+import math
+import os
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any, Iterable, Sequence
+from PIL import Image, UnidentifiedImageError
+
+from ...errors import UserError
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def voc_to_coco(annotation_folder: str) -> dict[str, Any]:
+    """COCO annotations from the XML files of a folder; classes in the order of their names.
+
+    Boxes of VOC name the first and the last pixel, counted from 1. Objects marked as difficult
+    become crowds, which count neither as found nor as missed.
+
+    Raises:
+        UserError: if a file lacks a field or holds a value without meaning; names file and field.
+    """
+    paths = sorted(Path(annotation_folder).glob("*.xml"))
+    if not paths:
+        raise UserError(f"{annotation_folder} holds no .xml file; name the folder of annotations.")
+    trees = [(path, _read_xml(path)) for path in paths]
+    names = sorted({_text(o, "name", path) for path, tree in trees for o in tree.iter("object")})
+    images, annotations = [], []
+    for path, tree in trees:
+        size = [round(_number(tree, f"size/{side}", path)) for side in ("width", "height")]
+        images.append((_text(tree, "filename", path), *size))
+        for item in tree.iter("object"):
+            x1, y1, x2, y2 = (
+                _number(item, f"bndbox/{end}", path) for end in ("xmin", "ymin", "xmax", "ymax")
+            )
+            box = (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1)
+            if box[2] < 1 or box[3] < 1:
+                raise UserError(
+                    f"{path}: the bndbox of {item.findtext('name')!r} ends before it begins, at "
+                    f"{(x1, y1, x2, y2)}; correct xmin, ymin, xmax, ymax."
+                )
+            is_crowd = int(item.findtext("difficult", "0").strip() == "1")
+            annotations.append((len(images), names.index(_text(item, "name", path)), box, is_crowd))
+    return _as_coco(names, images, annotations)
+
+
+def yolo_to_coco(label_folder: str, image_folder: str, names: Sequence[str]) -> dict[str, Any]:
+    """COCO annotations from YOLO's text files, each named as its image; no file is no object.
+
+    A line is ``class x y width height``: a class index, and centre and size of the box in shares of
+    the image.
+
+    Args:
+        label_folder: of the text files.
+        image_folder: of the images, which are opened for their sizes.
+        names: of the classes, by class index.
+
+    Raises:
+        UserError: if a line or an image cannot be read; names file and line.
+    """
+    paths = sorted(p for p in Path(image_folder).iterdir() if p.suffix.lower() in _SUFFIXES)
+    if not paths:
+        raise UserError(f"{image_folder} holds no image; name the folder of images.")
+    images, annotations = [], []
+    for path in paths:
+        width, height = _image_size(path)
+        images.append((path.name, width, height))
+        for index, x, y, w, h in _yolo_boxes(Path(label_folder, f"{path.stem}.txt"), len(names)):
+            box = ((x - w / 2) * width, (y - h / 2) * height, w * width, h * height)
+            annotations.append((len(images), index, box, 0))
+    if not annotations:
+        raise UserError(
+            f"{label_folder} holds no box for the images of {image_folder}; the text files must be "
+            "named as the images."
+        )
+    return _as_coco(names, images, annotations)
+
+
+def with_classes(content: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """COCO annotations of some classes only, in the order of ``names``; all images stay.
+
+    Raises:
+        UserError: if there is no class of a name.
+    """
+    ids = {category["name"]: category["id"] for category in content["categories"]}
+    unknown = sorted(set(names).difference(ids))
+    if unknown:
+        raise UserError(f"--classes: no class is called {unknown}; there are {sorted(ids)}.")
+    new_ids = {ids[name]: i for i, name in enumerate(names, start=1)}
+    categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
+    annotations = [
+        {**annotation, "category_id": new_ids[annotation["category_id"]]}
+        for annotation in content["annotations"]
+        if annotation["category_id"] in new_ids
+    ]
+    return {**content, "categories": categories, "annotations": annotations}
+
+
+def _as_coco(
+    names: Sequence[str],
+    images: Iterable[tuple[str, int, int]],
+    annotations: Iterable[tuple[int, int, tuple[float, float, float, float], int]],
+) -> dict[str, Any]:
+    """From (name, width, height) of images, and (image id, class index, XYWH, crowd) of boxes."""
+    return {
+        "images": [
+            {"id": i, "file_name": name, "width": width, "height": height}
+            for i, (name, width, height) in enumerate(images, start=1)
+        ],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(names, start=1)],
+        "annotations": [
+            {
+                "id": i,
+                "image_id": image_id,
+                "category_id": index + 1,
+                "bbox": [round(value, 3) for value in box],
+                "area": round(box[2] * box[3], 3),
+                "iscrowd": is_crowd,
+            }
+            for i, (image_id, index, box, is_crowd) in enumerate(annotations, start=1)
+        ],
+    }
+
+
+def _read_xml(path: Path) -> ElementTree.Element:
+    try:
+        return ElementTree.parse(path).getroot()
+    except (ElementTree.ParseError, OSError) as error:
+        raise UserError(f"{path} cannot be read as XML: {error}; correct or remove it.") from error
+
+
+def _text(element: ElementTree.Element, field: str, path: Path) -> str:
+    text = (element.findtext(field) or "").strip()
+    if not text:
+        raise UserError(f"{path}: {field} is missing in <{element.tag}>; add it.")
+    return text
+
+
+def _number(element: ElementTree.Element, field: str, path: Path) -> float:
+    text = _text(element, field, path)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{path}: {field} must be a number, but is {text!r}; correct it.")
+    return value
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"{path} cannot be read as an image: {error}; remove it.") from error
+
+
+def _yolo_boxes(path: Path, num_classes: int) -> list[tuple[int, float, float, float, float]]:
+    if not os.path.exists(path):
+        return []
+    boxes = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        where, fields = f"{path}, line {number}", line.split()
+        try:
+            index, (x, y, w, h) = int(fields[0]), map(float, fields[1:])
+        except ValueError as error:
+            raise UserError(
+                f"{where}: expected 'class x y width height', but got {line.strip()[:80]!r}; "
+                "polygons and scores are not read."
+            ) from error
+        if not 0 <= index < num_classes:
+            raise UserError(
+                f"{where}: class {index} has no name: there are {num_classes}; complete --names."
+            )
+        if not (0 <= x <= 1 and 0 <= y <= 1 and 0 < w <= 1 and 0 < h <= 1):
+            raise UserError(
+                f"{where}: x y width height must be shares of the image in [0, 1], but are "
+                f"{x:g} {y:g} {w:g} {h:g}; divide pixels by the sides of the image."
+            )
+        boxes.append((index, x, y, w, h))
+    return boxes

@@ -1,0 +1,146 @@
+"""The command ``alrp-evaluate``: LRP error of COCO results of any framework.
+
+It needs NumPy and pycocotools, and Matplotlib for figures; neither PyTorch nor Detectron2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import sys
+
+from .errors import UserError
+from .evaluation.coco_input import Sources, category_names, check_ground_truth, detection_boxes
+from .evaluation.coco_matching import (
+    ALL_AREAS,
+    ImageMatches,
+    MatchSettings,
+    lrp_by_name,
+    match_boxes_by_image,
+)
+from .evaluation.comparison import compare_lrp, comparison_table
+from .evaluation.lrp import lrp_curve
+from .evaluation.report import lrp_summary, lrp_table, write_summary
+from .files import read_json
+
+# COCO's ranges of the area of an object, in square pixels.
+AREAS = {
+    "all": ALL_AREAS,
+    "small": (0.0, 32.0**2),
+    "medium": (32.0**2, 96.0**2),
+    "large": (96.0**2, 1e10),
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parsed command line."""
+    parser = argparse.ArgumentParser(
+        description="Print the optimal LRP error of box detections and of every class, in percent.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("ground_truth", metavar="GT.json", help="ground truth in COCO format")
+    parser.add_argument("results", metavar="DT.json", help="detections in COCO result format")
+    parser.add_argument("--json", metavar="OUT", help="also write the numbers to this file")
+    parser.add_argument("--tau", type=float, default=0.5, help="IoU of a correct detection")
+    parser.add_argument(
+        "--max-dets", type=int, default=100, help="best detections of an image and class that count"
+    )
+    parser.add_argument("--area", choices=AREAS, default="all", help="objects that count, by area")
+    parser.add_argument(
+        "--figures",
+        metavar="DIR",
+        help="draw LRP and its parts over the score threshold, and precision against recall",
+    )
+    parser.add_argument(
+        "--compare", metavar="OTHER.json", help="print how these detections differ from DT.json"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=1000, help="bootstrap samples of the images for --compare"
+    )
+    args = parser.parse_args(argv)
+    try:
+        args.settings = MatchSettings(args.tau, args.max_dets, AREAS[args.area])
+    except ValueError as error:
+        parser.error(str(error))
+    if args.samples < 1:
+        parser.error(f"--samples must be at least 1, got {args.samples}")
+    for name in filter(None, (args.ground_truth, args.results, args.compare)):
+        if args.json is not None and os.path.realpath(args.json) == os.path.realpath(name):
+            parser.error(
+                f"--json names the input {name}, which it would replace; name another file"
+            )
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Evaluate and print; returns the exit status, 2 on bad input."""
+    args = parse_args(argv)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    try:
+        text = _run(args)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write(f"{text}\n")
+    return 0
+
+
+def _run(args: argparse.Namespace) -> str:
+    """What to print; files are written on the way."""
+    dataset = read_json(args.ground_truth)
+    check_ground_truth(dataset, Sources(args.ground_truth, args.results))
+    by_id = _matches(dataset, args.results, args)
+    tau = args.settings.tau
+    summary = lrp_summary(lrp_by_name(dataset, {i: m.matches for i, m in by_id.items()}, tau))
+    if args.json is not None:
+        write_summary(summary, args.json)
+    names = category_names(dataset)
+    by_name = {names[i]: match for i, match in by_id.items()}
+    if args.figures:
+        _draw(by_name, args.figures, tau)
+    if not args.compare:
+        return lrp_table(summary)
+    others = {names[i]: match for i, match in _matches(dataset, args.compare, args).items()}
+    table = compare_lrp(by_name, others, tau=tau, num_samples=args.samples)
+    return (
+        f"{lrp_table(summary)}\n\nfirst: {args.results}, second: {args.compare}; "
+        f"below 0 the second is better\n{comparison_table(table)}"
+    )
+
+
+def _matches(dataset: dict, file: str, args: argparse.Namespace) -> dict[int | str, ImageMatches]:
+    sources = Sources(args.ground_truth, file)
+    detections = detection_boxes(read_json(file), dataset, sources)
+    return match_boxes_by_image(dataset, detections, args.settings)
+
+
+def _draw(by_name: dict[str, ImageMatches], folder: str, tau: float) -> None:
+    """A figure of every class with objects and detections, and ``mean.png``."""
+    try:
+        from .vis.lrp_figures import lrp_figure
+    except ModuleNotFoundError as error:
+        raise UserError(f"--figures needs a package: pip install {error.name}") from error
+    curves = {
+        name: lrp_curve(*match.matches, tau=tau)
+        for name, match in by_name.items()
+        if match.matches.num_gt and len(match.matches.scores)
+    }
+    if not curves:
+        raise UserError("--figures: no class has both objects and detections; nothing to draw.")
+    figures = {"mean": (list(curves.values()), f"mean of {len(curves)} classes")}
+    for i, (name, curve) in enumerate(curves.items(), start=1):
+        figures[f"{i:03d}_{re.sub(r'[^A-Za-z0-9-]+', '_', name)}"] = ([curve], name)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        for file, (of_figure, title) in figures.items():
+            lrp_figure(of_figure, title, tau=tau).savefig(os.path.join(folder, f"{file}.png"))
+    except OSError as error:
+        raise UserError(
+            f"--figures: {folder} cannot be written ({error.strerror}); name another folder."
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""tools/convert_dataset.py: boxes of other formats, and what it says of files it cannot read."""
+
+import json
+import pytest
+from PIL import Image
+
+VOC = """<annotation><filename>a.jpg</filename><size><width>40</width><height>30</height></size>
+<object><name>dog</name><bndbox><xmin>1</xmin><ymin>11</ymin><xmax>10</xmax><ymax>30</ymax></bndbox>
+</object><object><name>cat</name><difficult>1</difficult>
+<bndbox><xmin>5</xmin><ymin>5</ymin><xmax>5</xmax><ymax>6</ymax></bndbox></object></annotation>"""
+
+
+@pytest.fixture(scope="module")
+def main(load_script):
+    return load_script("tools/convert_dataset.py").main
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """With VOC's annotation a.xml, and images and labels of YOLO."""
+    (tmp_path / "a.xml").write_text(VOC)
+    (tmp_path / "images").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 30)).save(tmp_path / "images" / name)
+    (tmp_path / "a.txt").write_text("1 0.25 0.5 0.5 0.2\n\n")
+    return tmp_path
+
+
+def yolo(folder):
+    return ["yolo", str(folder), str(folder / "out.json"), "--images", str(folder / "images")]
+
+
+def boxes(folder):
+    content = json.loads((folder / "out.json").read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    return [(names[a["category_id"]], a["bbox"], a["iscrowd"]) for a in content["annotations"]]
+
+
+def test_first_and_last_pixels_of_voc_become_corner_and_size(main, folder, capsys):
+    assert main(["voc", str(folder), str(folder / "out.json")]) == 0
+    assert boxes(folder) == [("dog", [0, 10, 10, 20], 0), ("cat", [4, 4, 1, 2], 1)]
+    content = json.loads((folder / "out.json").read_text())
+    assert content["images"] == [{"id": 1, "file_name": "a.jpg", "width": 40, "height": 30}]
+    assert [category["name"] for category in content["categories"]] == ["cat", "dog"]
+    assert "1 images, 2 annotations, 2 classes" in capsys.readouterr().out
+
+
+def test_shares_of_yolo_become_pixels_and_images_without_file_stay(main, folder):
+    assert main([*yolo(folder), "--names", "cat", "dog"]) == 0
+    assert boxes(folder) == [("dog", [0, 12, 20, 6], 0)]
+    content = json.loads((folder / "out.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["a.png", "b.png"]
+
+
+def test_some_classes_are_taken_in_the_order_asked_for(main, folder):
+    both = folder / "both.json"
+    assert main(["voc", str(folder), str(both)]) == 0
+    assert main(["coco", str(both), str(folder / "out.json"), "--classes", "dog"]) == 0
+    assert boxes(folder) == [("dog", [0, 10, 10, 20], 0)]
+    content = json.loads((folder / "out.json").read_text())
+    assert content["categories"] == [{"id": 1, "name": "dog"}]
+    assert len(content["images"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("<name>dog</name>", "", "a.xml: name is missing in <object>"),
+        ("<width>40", "<width>wide", "a.xml: size/width must be a number, but is 'wide'"),
+        ("<xmax>10", "<xmax>nan", "a.xml: bndbox/xmax must be a number, but is 'nan'"),
+        ("<ymin>11", "<ymin>31", "a.xml: the bndbox of 'dog' ends before it begins"),
+        ("</annotation>", "", "a.xml cannot be read as XML"),
+    ],
+)
+def test_a_mistake_in_voc_is_named_with_its_field(main, folder, capsys, old, new, message):
+    (folder / "a.xml").write_text(VOC.replace(old, new, 1))
+    assert main(["voc", str(folder), str(folder / "out.json")]) == 1
+    assert message in capsys.readouterr().err
+    assert not (folder / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0 0.5 0.5 0.5 0.5\n2 0.5 0.5 0.5 0.5", "a.txt, line 2: class 2 has no name"),
+        ("0 10 10 5 5", "a.txt, line 1: x y width height must be shares"),
+        ("0 0.1 0.1 0.2 0.2 0.3 0.3", "a.txt, line 1: expected 'class x y width height'"),
+        ("0 0.5 0.5 nan 0.5", "a.txt, line 1: x y width height must be shares"),
+        ("", "holds no box for the images"),
+    ],
+)
+def test_a_mistake_in_yolo_is_named_with_its_line(main, folder, capsys, text, message):
+    (folder / "a.txt").write_text(text)
+    assert main([*yolo(folder), "--names", "cat", "dog"]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_class_is_named(main, folder, capsys):
+    assert main(["voc", str(folder), str(folder / "out.json"), "--classes", "cow"]) == 1
+    assert "no class is called ['cow']; there are ['cat', 'dog']" in capsys.readouterr().err
