@@ -5,12 +5,11 @@
         --opts MODEL.WEIGHTS output/model_final.pth
 
 ``a.jpg`` becomes ``FOLDER/a.png``. Drawn are detections from a least score on: --confidence, or
-the LRP-optimal score of each class, of --thresholds or of the evaluation that lies beside the
-weights (``output/inference/lrp_results.json`` above). Works without a GPU.
+the LRP-optimal score of each class, of --thresholds, of the checkpoint, or of the evaluation that
+lies beside it (``output/inference/lrp_results.json`` above). Works without a GPU.
 """
 
 import argparse
-import math
 import numpy as np
 import os
 import sys
@@ -25,8 +24,8 @@ from detectron2.utils.visualizer import Visualizer
 from alrp.data.dataset_mapper import build_mapper
 from alrp.data.images import read_image
 from alrp.engine import load_trained_model, setup_config
+from alrp.engine.thresholds import by_class_index, read_thresholds, shown_detections
 from alrp.errors import UserError
-from alrp.files import read_json
 
 RESULTS = Path("inference", "lrp_results.json")  # what an evaluation leaves beside the weights
 CONFIDENCE = 0.5  # least score drawn if nothing better is known
@@ -53,8 +52,8 @@ def parse_args(argv=None):
     least.add_argument(
         "--confidence",
         type=score,
-        help=f"least score drawn; default: that of each class in {RESULTS} beside the weights, or "
-        f"{CONFIDENCE} if there is none",
+        help="least score drawn; default: the LRP-optimal one of each class in the checkpoint, or "
+        f"in {RESULTS} beside it, or {CONFIDENCE} if there is none",
     )
     least.add_argument(
         "--thresholds",
@@ -87,41 +86,30 @@ def output_paths(inputs: list, output: str) -> dict:
     return paths
 
 
-def read_thresholds(path: str, names: list) -> torch.Tensor:
-    """(K,) float64 least score by class index; infinite for a class of which nothing was right."""
-    try:
-        per_class = read_json(path)["per_class"]
-        scores = {name: values["threshold"] for name, values in per_class.items()}
-    except (UserError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"--thresholds: cannot read {path} ({error!r}); give the lrp_results.json that an "
-            "evaluation wrote."
-        ) from error
-    if sorted(scores) != sorted(names):
-        raise UserError(
-            f"--thresholds: {path} has the classes {sorted(scores)}, but the config's datasets "
-            f"have {sorted(names)}; give the file and the config of the same model."
-        )
-    least = [math.inf if scores[name] is None else scores[name] for name in names]
-    return torch.tensor(least, dtype=torch.float64)
-
-
-def least_scores(args, weights: str, names: list) -> torch.Tensor:
-    """(K,) float64 least score drawn by class index, or a scalar for all; says where it is from."""
-    if args.confidence is not None:
-        return torch.tensor(args.confidence, dtype=torch.float64)
+def least_scores(args, cfg, model: torch.nn.Module, names: list) -> torch.Tensor:
+    """(K,) least score drawn by class index, or a scalar for all; says where it is from."""
+    weights, asked = cfg.MODEL.WEIGHTS, cfg.MODEL.ALRP.SCORE_THRESH_PREDICT
+    if args.confidence is not None or asked >= 0:
+        return torch.tensor(asked if args.confidence is None else args.confidence)
     if args.thresholds:
-        return read_thresholds(args.thresholds, names)
-    found = Path(weights).parent / RESULTS
-    if found.is_file():
+        return by_class_index(read_thresholds(args.thresholds), names)
+    found = shown_detections(model)
+    if found and found[1].thresholds is not None:
+        print(f"Each class is drawn from its LRP-optimal score, stored in {weights}")
+        return found[1].thresholds
+    beside = Path(weights).parent / RESULTS
+    if beside.is_file():
         try:
-            thresholds = read_thresholds(str(found), names)
-            print(f"Each class is drawn from its LRP-optimal score in {found}")
+            thresholds = by_class_index(read_thresholds(str(beside)), names)
+            print(f"Each class is drawn from its LRP-optimal score in {beside}")
             return thresholds
         except UserError as error:  # of another model: nobody asked for this file
-            print(f"Not used: {error}")
-    print(f"Drawn from score {CONFIDENCE}; choose another with --confidence or --thresholds")
-    return torch.tensor(CONFIDENCE, dtype=torch.float64)
+            print(f"Not used: {beside}: {error}")
+    print(
+        f"Drawn from score {CONFIDENCE}, which is a guess: {weights} holds no LRP-optimal scores. "
+        "Add them by tools/add_thresholds.py, or choose by --confidence or --thresholds"
+    )
+    return torch.tensor(CONFIDENCE)
 
 
 def why_nothing(instances, least: torch.Tensor) -> str:
@@ -155,13 +143,15 @@ def run(args) -> None:
     paths = output_paths(args.input, args.output)
     cfg = setup_config(args)
     model, names = load_trained_model(cfg)
-    scores = least_scores(args, cfg.MODEL.WEIGHTS, names or [])
+    scores = least_scores(args, cfg, model, names or []).double().cpu()
     mapper = build_mapper(cfg, is_train=False)
     os.makedirs(args.output, exist_ok=True)
     for name, path in paths.items():
         picture = read_image(name, "RGB")
-        with torch.no_grad():  # resized as in an evaluation
-            instances = model([mapper({"file_name": name})])[0]["instances"].to("cpu")
+        # Resized as in an evaluation; and with an image_id the model gives all that it detects.
+        inputs = mapper({"file_name": name, "image_id": name})
+        with torch.no_grad():
+            instances = model([inputs])[0]["instances"].to("cpu")
         least = scores[instances.pred_classes] if scores.ndim else scores.expand(len(instances))
         drawn = instances[instances.scores.double() >= least]
         Image.fromarray(draw(picture, drawn, names or [])).save(path)

@@ -13,6 +13,7 @@ mask head the masks within the boxes. The names of the classes and the channel o
 import argparse
 import os
 import sys
+import warnings
 import torch
 from torch.nn.functional import interpolate
 
@@ -112,6 +113,8 @@ def export(args) -> None:
 
 def main(argv=None) -> int:
     """Export; returns the exit status."""
+    # Detectron2's call of it, which users can do nothing about.
+    warnings.filterwarnings("ignore", message="torch.meshgrid")
     try:
         export(parse_args(argv))
     except UserError as error:

@@ -167,6 +167,10 @@ def _defaults() -> CN:
     # Positive proposals of an image that the mask head trains on at most, drawn at random; 0: all.
     # ALRPROIHeads and ALRPCascadeROIHeads only.
     cfg.MODEL.ALRP.MASKS_PER_IMAGE = 0
+    # Least score of a detection outside of evaluations, which always get all: for a
+    # DefaultPredictor, the demo and exported models. -1: the LRP-optimal score of each class, if
+    # the checkpoint has them; 0: no least score. Read by the meta-architectures of this project.
+    cfg.MODEL.ALRP.SCORE_THRESH_PREDICT = -1.0
     # Node of MODEL with the NUM_CLASSES and IN_FEATURES of the head, such as "RETINANET". Needed
     # only for a meta-architecture that is no subclass of RetinaNet, FoveaBox or GeneralizedRCNN.
     cfg.MODEL.ALRP.HEAD_NODE = ""

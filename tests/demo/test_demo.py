@@ -13,7 +13,9 @@ from PIL import Image
 from detectron2.structures import Instances
 
 import alrp
+from alrp.config import load_config
 from alrp.errors import UserError
+from alrp.modeling import ShownDetections
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "Shapes" / "alrp_retinanet_R_18_FPN_ATSS_demo.yaml")
@@ -144,6 +146,15 @@ def test_demo_pictures_are_whole_and_not_blank(finished, name, size):
         assert image.size == size
         colours = image.convert("RGB").getcolors(maxcolors=1 << 24)
     assert len(colours) > 50
+
+
+@pytest.mark.slow
+def test_the_model_of_the_demo_brings_its_thresholds(finished):
+    folder, _ = finished
+    stored = torch.load(folder / "out" / "model_final.pth")["model"]["shown.thresholds"]
+    lrp = json.loads((folder / "out" / "inference" / "lrp_results.json").read_text())["per_class"]
+    scores = [lrp[name]["threshold"] for name in NAMES]
+    assert stored.tolist() == pytest.approx([s or ShownDetections.NEVER for s in scores], rel=2e-4)
 
 
 @pytest.mark.slow
@@ -329,28 +340,43 @@ def write_thresholds(path, **scores):
     return str(path)
 
 
-def chosen_scores(demo, weights, *options):
+def chosen_scores(demo, weights, *options, stored=None, asked=-1.0):
     args = demo.parse_args(["--config-file", "c", "--input", "i", "--output", "o", *options])
-    return demo.least_scores(args, str(weights), ["a", "b"]).tolist()
+    cfg = load_config(CONFIG, ["MODEL.ALRP.SCORE_THRESH_PREDICT", str(asked)])
+    cfg.MODEL.WEIGHTS = str(weights)
+    model = ShownDetections(2)
+    model.thresholds = stored
+    return demo.least_scores(args, cfg, model, ["a", "b"]).tolist()
 
 
 def test_scores_come_from_the_evaluation_beside_the_weights_unless_told(demo, tmp_path, capsys):
     weights = tmp_path / "model_final.pth"
     assert chosen_scores(demo, weights) == 0.5
-    assert "choose another with --confidence or --thresholds" in capsys.readouterr().out
+    assert "which is a guess" in capsys.readouterr().out
     beside = write_thresholds(tmp_path / "inference" / "lrp_results.json", a=0.25, b=0.125)
-    assert chosen_scores(demo, weights) == [0.25, 0.125]
+    assert chosen_scores(demo, weights) == pytest.approx([0.25, 0.125], rel=2e-4)
     assert beside in capsys.readouterr().out
     assert chosen_scores(demo, weights, "--confidence", "0.75") == 0.75
+    assert chosen_scores(demo, weights, asked=0.25) == 0.25
     other = write_thresholds(tmp_path / "other.json", a=0.5, b=None)
-    assert chosen_scores(demo, weights, "--thresholds", other) == [0.5, math.inf]
+    expected = pytest.approx([0.5, ShownDetections.NEVER], rel=2e-4)
+    assert chosen_scores(demo, weights, "--thresholds", other) == expected
+
+
+def test_scores_of_the_checkpoint_come_before_those_beside_it(demo, tmp_path, capsys):
+    weights, stored = tmp_path / "model_final.pth", torch.tensor([0.5, 0.25])
+    write_thresholds(tmp_path / "inference" / "lrp_results.json", a=0.125, b=0.125)
+    assert chosen_scores(demo, weights, stored=stored) == [0.5, 0.25]
+    assert f"stored in {weights}" in capsys.readouterr().out
+    assert chosen_scores(demo, weights, "--confidence", "0.75", stored=stored) == 0.75
+    assert chosen_scores(demo, weights, stored=stored, asked=0.0) == 0.0
 
 
 def test_an_evaluation_of_other_classes_beside_the_weights_is_not_used(demo, tmp_path, capsys):
     beside = write_thresholds(tmp_path / "inference" / "lrp_results.json", cat=0.25)
     assert chosen_scores(demo, tmp_path / "model_final.pth") == 0.5
     output = capsys.readouterr().out
-    assert f"Not used: --thresholds: {beside} has the classes ['cat']" in output
+    assert f"Not used: {beside}: the thresholds are of the classes ['cat']" in output
 
 
 def test_a_picture_without_objects_says_why(demo):
@@ -358,21 +384,3 @@ def test_a_picture_without_objects_says_why(demo):
     why = demo.why_nothing(instances, torch.tensor([0.5, 0.75], dtype=torch.float64))
     assert "its best detection scores 0.25, below 0.75" in why
     assert "SCORE_THRESH_TEST" in demo.why_nothing(instances[:0], torch.zeros(0))
-
-
-def test_thresholds_follow_the_class_names(demo, tmp_path):
-    path = tmp_path / "lrp_results.json"
-    per_class = {"b": {"threshold": 0.25}, "c": {"threshold": None}, "a": {"threshold": 0.5}}
-    path.write_text(json.dumps({"per_class": per_class}))
-    assert demo.read_thresholds(str(path), ["a", "b", "c"]).tolist() == [0.5, 0.25, math.inf]
-    with pytest.raises(UserError, match="the file and the config of the same model"):
-        demo.read_thresholds(str(path), ["a", "b"])
-
-
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"per_class": {"a": 1}}'])
-def test_file_without_thresholds_is_refused(demo, tmp_path, content):
-    path = tmp_path / "lrp_results.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(UserError, match="give the lrp_results.json"):
-        demo.read_thresholds(str(path), ["a"])

@@ -76,6 +76,7 @@ def test_training_resuming_and_evaluation(run, tmp_path):
     assert resumed["model"]["ranking_losses.self_balance.count"] == 3
     results = json.loads((folder / "inference" / "lrp_results.json").read_text())
     assert set(results["per_class"]) == {"disc", "rectangle", "triangle"}
+    assert resumed["model"]["shown.thresholds"].shape == (3,)
 
     evaluated = tmp_path / "evaluated"
     more = [f"train.init_checkpoint={folder / 'model_final.pth'}", f"train.output_dir={evaluated}"]

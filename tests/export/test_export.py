@@ -43,6 +43,7 @@ def exported(request, tmp_path_factory):
     """A traced detector, and the folder of its files model.onnx and model.pt."""
     folder, pixels = tmp_path_factory.mktemp("export"), image(*SIZES[0])["image"]
     model = spread_scores(model_of(request.param))
+    model.shown.thresholds = torch.tensor([0.0, 0.5, 0.55])
     traced = TracedDetector(model, pixels, {"class_names": ["a", "b", "c"]})
     traced.write_onnx(folder / "model.onnx")
     traced.write_torchscript(folder / "model.pt")
@@ -62,6 +63,8 @@ def assert_same_detections(expected, found):
     agreement = compare_detections(expected, found)
     assert agreement.num_expected > 20
     assert agreement.num_unmatched == 0, agreement
+    least = torch.tensor([0.0, 0.5, 0.55])[found[2]]
+    assert (found[1] >= least).all() and least.max() > 0
     assert [x.shape[1:] for x in found] == [x.shape[1:] for x in expected]
     assert [x.dtype for x in found] == [x.dtype for x in expected]
 

@@ -13,13 +13,13 @@ from .architecture import Architecture
 BACKBONE_PREFIX = "backbone.bottom_up."
 # Of a timm backbone, below which it has timm's own names.
 TIMM_PREFIX = f"{BACKBONE_PREFIX}net."
-# State of the training in models of this project; other frameworks do not save it.
-TRAINING_STATE = re.compile(r"\bself_balance\.(weight|sum_cls|sum_loc|count)$")
+# State of models of this project beside their weights; other frameworks do not save it.
+OWN_STATE = re.compile(r"\bself_balance\.(weight|sum_cls|sum_loc|count)$|^shown\.thresholds$")
 # In the backbone of a detector but not in that of a classifier: offsets of deformable convolution,
 # and counters. Both start at 0.
 STARTS_AT_ZERO = re.compile(r"\.conv2_offset\.|\.num_batches_tracked$")
 # What a checkpoint of a detector may have or not.
-_OPTIONAL = re.compile(rf"{TRAINING_STATE.pattern}|\.num_batches_tracked$")
+_OPTIONAL = re.compile(rf"{OWN_STATE.pattern}|\.num_batches_tracked$")
 
 
 class Conversion(NamedTuple):

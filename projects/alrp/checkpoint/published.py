@@ -22,7 +22,7 @@ from .architecture import (
     Architecture,
     architecture_of,
 )
-from .conversion import BACKBONE_PREFIX, TRAINING_STATE, Conversion, rename, without_prefix
+from .conversion import BACKBONE_PREFIX, OWN_STATE, Conversion, rename, without_prefix
 from .resnet import resnet_name
 
 # Anchors of a location: sizes outer and ratios inner in Detectron2, the other way round in
@@ -90,7 +90,7 @@ def name_table(architecture: Architecture) -> dict[str, str]:
 
 
 def _convert(state, architecture, table, naming, anchor_order) -> Conversion:
-    result = rename(state, table.get, TRAINING_STATE, architecture)
+    result = rename(state, table.get, OWN_STATE, architecture)
     if architecture.anchors == len(anchor_order):
         layers = tuple(f"{layer}." for layer in naming.outputs[architecture.detector])
         for old, new in result.names.items():

@@ -42,6 +42,7 @@ from .checks import (
 from .command import run_command
 from .preflight import report
 from .resuming import ContinuedMetrics, SeededIterations
+from .thresholds import StoreThresholds
 from .trainer import (
     CarefulFailures,
     TrainingParts,
@@ -226,6 +227,11 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> None:
         class_names=class_names(parts.cfg.DATASETS.TRAIN),
         trainer=trainer,
     )
+
+    def evaluate() -> dict[str, Any]:
+        trainer._last_eval_results = evaluate_lazy(cfg, model, evaluator)  # as in DefaultTrainer
+        return trainer._last_eval_results
+
     trainer.register_hooks(
         [
             parts.seeding,
@@ -233,7 +239,8 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> None:
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             *_main_only(lambda: hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)),
-            hooks.EvalHook(cfg.train.eval_period, lambda: evaluate_lazy(cfg, model, evaluator)),
+            hooks.EvalHook(cfg.train.eval_period, evaluate),
+            StoreThresholds(checkpointer),
             # Behind the evaluation, to write its results.
             *_main_only(lambda: _writer(cfg)),
         ]

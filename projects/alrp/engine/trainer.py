@@ -39,6 +39,7 @@ from ..errors import UserError
 from ..evaluation import APEvaluator, LRPEvaluator, with_completed_annotations
 from ..modeling.micro_batches import set_micro_batch_size
 from .resuming import ContinuedMetrics, SeededIterations
+from .thresholds import StoreThresholds
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -146,6 +147,7 @@ class Trainer(CarefulFailures, DefaultTrainer):
         self.cfg = cfg
         # Not in build_hooks(), which a subclass may replace.
         self.register_hooks([parts.seeding, ContinuedMetrics(cfg.OUTPUT_DIR), *self.build_hooks()])
+        self.register_hooks([StoreThresholds(self.checkpointer)])
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):

@@ -22,7 +22,7 @@ from .head_losses import (
     build_head_losses,
 )
 from .matcher import ATSSMatcher, MaxIoUMatcher, build_matcher
-from .meta_arch import ALRPRetinaNet, FoveaBox
+from .meta_arch import ALRPRetinaNet, FoveaBox, ShownRCNN
 from .proposal_generator import ALRPRPN, PriorRPNHead
 from .roi_heads import (
     ALRPCascadeROIHeads,
@@ -32,6 +32,7 @@ from .roi_heads import (
     XavierConvFCHead,
     dice_losses,
 )
+from .shown_detections import ShownDetections
 from .targets import match_anchors, matched_boxes, matched_classes, matched_targets
 from .timm_backbone import TimmBackbone, build_timm_fpn_backbone
 
@@ -63,6 +64,8 @@ __all__ = [
     "PublishedFPN",
     "RSHeadLosses",
     "RankingHeadLosses",
+    "ShownDetections",
+    "ShownRCNN",
     "SmoothL1Loss",
     "TimmBackbone",
     "WeightedGIoULoss",

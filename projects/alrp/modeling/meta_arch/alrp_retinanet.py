@@ -18,6 +18,7 @@ from ..dense_losses import anchor_losses
 from ..head_losses import build_head_losses
 from ..matcher import build_matcher
 from ..micro_batches import MicroBatches
+from ..shown_detections import ShownDetections
 from ..targets import match_anchors, matched_targets
 
 
@@ -30,10 +31,13 @@ class ALRPRetinaNet(MicroBatches, RetinaNet):
     """
 
     @configurable
-    def __init__(self, *, head_losses: RankingHeadLosses, **kwargs) -> None:
+    def __init__(
+        self, *, head_losses: RankingHeadLosses, score_thresh_predict: float = -1.0, **kwargs
+    ) -> None:
         """
         Args:
             head_losses: classification and box losses.
+            score_thresh_predict: least score of :class:`ShownDetections`.
             kwargs: of :class:`RetinaNet`; ``anchor_matcher`` is an ``ATSSMatcher`` or a
                 ``MaxIoUMatcher``, ``box2box_transform`` a ``BoxDeltaTransform``.
 
@@ -44,6 +48,7 @@ class ALRPRetinaNet(MicroBatches, RetinaNet):
         super().__init__(**kwargs)
         self.head_losses = head_losses
         keep_checkpoint_names(self)
+        self.shown = ShownDetections(self.num_classes, score_thresh_predict)
         check_test_options(
             score_thresh=self.test_score_thresh,
             nms_thresh=self.test_nms_thresh,
@@ -60,7 +65,14 @@ class ALRPRetinaNet(MicroBatches, RetinaNet):
         ret["anchor_matcher"] = build_matcher(cfg)
         ret["box2box_transform"] = BoxDeltaTransform(cfg.MODEL.RETINANET.BBOX_REG_WEIGHTS)
         ret["head_losses"] = build_head_losses(cfg, cfg.MODEL.RETINANET.NUM_CLASSES)
+        ret["score_thresh_predict"] = cfg.MODEL.ALRP.SCORE_THRESH_PREDICT
         return ret
+
+    def forward(self, batched_inputs):
+        if self.training:
+            self.shown.forget()
+            return super().forward(batched_inputs)
+        return self.shown.of_outputs(super().forward(batched_inputs), batched_inputs)
 
     @torch.no_grad()
     def label_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]):

@@ -21,6 +21,7 @@ from ..dense_losses import anchor_losses
 from ..fovea_matcher import FoveaMatcher
 from ..head_losses import build_head_losses
 from ..micro_batches import MicroBatches
+from ..shown_detections import ShownDetections
 from ..targets import matched_targets
 
 
@@ -51,6 +52,7 @@ class FoveaBox(MicroBatches, DenseDetector):
         test_topk_candidates: int = 1000,
         test_nms_thresh: float = 0.5,
         max_detections_per_image: int = 100,
+        score_thresh_predict: float = -1.0,
         pixel_mean: list[float],
         pixel_std: list[float],
     ) -> None:
@@ -67,6 +69,7 @@ class FoveaBox(MicroBatches, DenseDetector):
             test_topk_candidates: cells per level that NMS sees.
             test_nms_thresh: IoU from which NMS suppresses.
             max_detections_per_image: after NMS.
+            score_thresh_predict: least score of :class:`ShownDetections`.
 
         Raises:
             ValueError: if a threshold is outside [0, 1] or one of the numbers below 1.
@@ -80,6 +83,7 @@ class FoveaBox(MicroBatches, DenseDetector):
         self.num_classes = num_classes
         self.head_losses = head_losses
         keep_checkpoint_names(self)
+        self.shown = ShownDetections(num_classes, score_thresh_predict)
         self.test_score_thresh = test_score_thresh
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
@@ -127,9 +131,16 @@ class FoveaBox(MicroBatches, DenseDetector):
             "test_topk_candidates": fovea.TOPK_CANDIDATES_TEST,
             "test_nms_thresh": fovea.NMS_THRESH_TEST,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "score_thresh_predict": cfg.MODEL.ALRP.SCORE_THRESH_PREDICT,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
+
+    def forward(self, batched_inputs):
+        if self.training:
+            self.shown.forget()
+            return super().forward(batched_inputs)
+        return self.shown.of_outputs(super().forward(batched_inputs), batched_inputs)
 
     def forward_training(self, images, features, predictions, gt_instances):
         pred_logits, pred_deltas = self._transpose_dense_predictions(

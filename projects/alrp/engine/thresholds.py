@@ -1,0 +1,144 @@
+"""LRP-optimal scores of an evaluation, stored in the checkpoint of the model that it was of."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from typing import Any, Mapping, Sequence
+import torch
+from torch import Tensor, nn
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from ..checkpoint import CheckedCheckpointer
+from ..checkpoint.serialization import read_checkpoint, split_checkpoint, write_checkpoint
+from ..errors import UserError
+from ..files import read_json
+from ..modeling import ShownDetections
+
+_LOGGER = logging.getLogger(__name__)
+_MARGIN = 1e-4
+_PREFIX = "threshold-"  # of the keys in the results of LRPEvaluator
+
+
+def shown_detections(model: nn.Module) -> tuple[str, ShownDetections] | None:
+    """Name and module of the part of a model that takes the scores; None if it has none."""
+    model = getattr(model, "module", model)  # of DistributedDataParallel
+    modules = model.named_modules()
+    return next(((n, m) for n, m in modules if isinstance(m, ShownDetections)), None)
+
+
+def thresholds_of_results(results: Mapping[str, Any]) -> dict[str, float]:
+    """LRP-optimal score by class name, from the results of an evaluation; empty without LRP.
+
+    Args:
+        results: task to metrics, or of several test sets name to such results; then the first
+            counts.
+    """
+    if results and "lrp" not in results:
+        results = next(iter(results.values()))
+    lrp = results.get("lrp", {}) if isinstance(results, Mapping) else {}
+    return {k.removeprefix(_PREFIX): v for k, v in lrp.items() if k.startswith(_PREFIX)}
+
+
+def read_thresholds(path: str) -> dict[str, float]:
+    """LRP-optimal score by class name, from the ``lrp_results.json`` of an evaluation.
+
+    Raises:
+        UserError: if it is no such file.
+    """
+    try:
+        per_class = read_json(path)["per_class"]
+        scores = {name: values["threshold"] for name, values in per_class.items()}
+        return {name: math.nan if s is None else float(s) for name, s in scores.items()}
+    except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} holds no thresholds ({error!r}); give the lrp_results.json that an evaluation "
+            "wrote."
+        ) from error
+
+
+def by_class_index(thresholds: Mapping[str, float], names: Sequence[str]) -> Tensor:
+    """(K,) float32 least scores in the order of ``names``; above 1 where a class has none.
+
+    Each is lower by 0.01 %: an LRP-optimal score is that of one detection, which must not be lost
+    to the rounding of another device or runtime.
+
+    Raises:
+        UserError: if the classes are others.
+    """
+    if sorted(thresholds) != sorted(names):
+        raise UserError(
+            f"the thresholds are of the classes {sorted(thresholds)}, but the model has "
+            f"{sorted(names)}; evaluate the model on a dataset with its classes."
+        )
+    scores = torch.tensor([thresholds[name] for name in names], dtype=torch.float32)
+    return (scores * (1 - _MARGIN)).nan_to_num(ShownDetections.NEVER)
+
+
+def add_thresholds(source: str, target: str, key: str, thresholds: Tensor) -> None:
+    """Write a checkpoint of this project with thresholds in its model; all else is as it was.
+
+    Args:
+        source: checkpoint to read.
+        target: file to write, which may be ``source``.
+        key: of the thresholds in the model's state dict.
+        thresholds: of :func:`by_class_index`.
+
+    Raises:
+        UserError: if a file cannot be read or written.
+    """
+    content = read_checkpoint(source)
+    state, beside = split_checkpoint(content, source)
+    content = {name: content[name] for name in beside}
+    write_checkpoint({**content, "model": {**state, key: thresholds}}, target)
+
+
+class StoreThresholds(HookBase):
+    """Adds the LRP-optimal scores of an evaluation to the checkpoints of its iteration.
+
+    A checkpoint is written before its evaluation, which may fail. To be registered behind both.
+
+    Args:
+        checkpointer: that writes the checkpoints.
+    """
+
+    def __init__(self, checkpointer: CheckedCheckpointer) -> None:
+        self._checkpointer = checkpointer
+        self._stored: Mapping | None = None
+
+    def after_step(self) -> None:
+        self._store(self.trainer.iter)
+
+    def after_train(self) -> None:
+        self._store(self.trainer.iter - 1)
+
+    def _store(self, iteration: int) -> None:
+        results = getattr(self.trainer, "_last_eval_results", None)
+        found = shown_detections(self._checkpointer.model)
+        if not comm.is_main_process() or not results or results is self._stored or not found:
+            return
+        self._stored, thresholds = results, thresholds_of_results(results)
+        if not thresholds:
+            return
+        try:
+            values = by_class_index(thresholds, self._checkpointer.class_names or list(thresholds))
+            for path in self._checkpoints(iteration):
+                add_thresholds(path, path, f"{found[0]}.thresholds", values)
+                _LOGGER.info(f"Stored the LRP-optimal score of each class in {path}")
+        except UserError as error:  # no reason to end a training
+            _LOGGER.warning(f"The checkpoint is left without LRP-optimal scores: {error}")
+
+    def _checkpoints(self, iteration: int) -> list[str]:
+        """Files that hold the model as it was evaluated."""
+        folder = self._checkpointer.save_dir
+        names = {f"model_{iteration:07d}.pth", "model_final.pth"}
+        paths = {os.path.join(folder, name) for name in names}
+        paths.add(self._checkpointer.get_checkpoint_file())
+        return [
+            path
+            for path in sorted(paths)
+            if os.path.isfile(path) and read_checkpoint(path).get("iteration") == iteration
+        ]

@@ -1,0 +1,41 @@
+"""R-CNN that shows detections from the least score of their class on."""
+
+from __future__ import annotations
+
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.meta_arch import GeneralizedRCNN
+
+from ..shown_detections import ShownDetections
+
+
+@META_ARCH_REGISTRY.register()
+class ShownRCNN(GeneralizedRCNN):
+    """``GeneralizedRCNN`` with :class:`ShownDetections`; otherwise the same, with any heads."""
+
+    @configurable
+    def __init__(self, *, score_thresh_predict: float = -1.0, **kwargs) -> None:
+        """
+        Args:
+            score_thresh_predict: least score of :class:`ShownDetections`.
+            kwargs: of :class:`GeneralizedRCNN`.
+        """
+        super().__init__(**kwargs)
+        self.shown = ShownDetections(self.roi_heads.num_classes, score_thresh_predict)
+
+    @classmethod
+    def from_config(cls, cfg):
+        score_thresh_predict = cfg.MODEL.ALRP.SCORE_THRESH_PREDICT
+        return {**super().from_config(cfg), "score_thresh_predict": score_thresh_predict}
+
+    def forward(self, batched_inputs):
+        if self.training:
+            self.shown.forget()
+        return super().forward(batched_inputs)
+
+    def inference(self, batched_inputs, detected_instances=None, do_postprocess=True):
+        """As the parent; given boxes are all kept."""
+        outputs = super().inference(batched_inputs, detected_instances, do_postprocess)
+        if detected_instances is not None:
+            return outputs
+        return self.shown.of_outputs(outputs, batched_inputs)

@@ -1,0 +1,83 @@
+"""Which detections a trained detector shows, and which it gives to an evaluation."""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+import torch
+from torch import Tensor, nn
+
+from detectron2.structures import Instances
+
+
+class ShownDetections(nn.Module):
+    """Keeps the detections worth showing: those from a least score of their class on.
+
+    The LRP-optimal score of a class is the one to deploy (Oksuz et al., arXiv:2011.10772), but
+    average precision and LRP are of all detections. An evaluation is known by its inputs: each has
+    an ``image_id``, which every evaluator of Detectron2 needs and no predictor sets.
+
+    Scores are part of the state dict once they are there, and follow the model into exported files.
+    They hold for the weights they were found with, so a training step forgets them.
+
+    Args:
+        num_classes: K.
+        least_score: 0 to 1, of every class; negative for the scores of the checkpoint, if it has
+            any, and otherwise all detections.
+
+    Attributes:
+        thresholds: (K,) float32 buffer, least score by class index; above 1 for a class that is
+            never shown; None if not known.
+    """
+
+    NEVER = 2.0
+
+    def __init__(self, num_classes: int, least_score: float = -1.0) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.least_score = least_score
+        self.thresholds: Tensor | None
+        self.register_buffer("thresholds", None)
+
+    def forward(self, instances: Instances) -> Instances:
+        """The detections that are shown, of those of one image with ``scores``."""
+        if self.least_score >= 0:
+            return instances[instances.scores >= self.least_score]
+        if self.thresholds is None:
+            return instances
+        thresholds = self.thresholds.to(instances.scores.device)
+        return instances[instances.scores >= thresholds[instances.pred_classes]]
+
+    def of_outputs(
+        self, outputs: Sequence[dict[str, Any] | Instances], inputs: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any] | Instances]:
+        """A model's outputs, of which those of inputs without ``image_id`` are what is shown.
+
+        Args:
+            outputs: per image, detections or a dict that has them under "instances".
+            inputs: per image, what the model was given.
+        """
+        return [
+            output if "image_id" in given else self._of_output(output)
+            for output, given in zip(outputs, inputs)
+        ]
+
+    def _of_output(self, output: dict[str, Any] | Instances) -> dict[str, Any] | Instances:
+        if isinstance(output, dict):
+            return {**output, "instances": self(output["instances"])}
+        return self(output)
+
+    def forget(self) -> None:
+        """To be called before a step: weights that train on need other scores."""
+        if torch.is_grad_enabled():
+            self.thresholds = None
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # A checkpoint may have scores or not; those of another number of classes are reported as a
+        # key of no use, like all else that does not fit.
+        values = state_dict.get(prefix + "thresholds")
+        fits = values is not None and values.shape == (self.num_classes,)
+        self.thresholds = torch.empty_like(values, dtype=torch.float32) if fits else None
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return f"num_classes={self.num_classes}, least_score={self.least_score}"

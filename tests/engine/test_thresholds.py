@@ -1,0 +1,130 @@
+"""LRP-optimal scores from an evaluation to the checkpoint, and to whoever loads it."""
+
+from __future__ import annotations
+
+import json
+import math
+import pytest
+import torch
+
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import DefaultPredictor
+
+from alrp.data.dataset_mapper import build_mapper
+from alrp.engine import argument_parser, run_command, setup_config
+from alrp.engine.thresholds import by_class_index, read_thresholds, thresholds_of_results
+from alrp.errors import UserError
+from alrp.export import TracedDetector
+from alrp.modeling import ShownDetections
+
+KEY = "shown.thresholds"
+NAMES = ["disc", "rectangle", "triangle"]
+
+
+@pytest.fixture
+def run(train_net, command_line):
+    """Status of train_net.py, evaluated every second iteration; keys as keyword arguments."""
+
+    def command(*options, **overrides):
+        keys = {"TEST.EVAL_PERIOD": 2, "SOLVER.CHECKPOINT_PERIOD": 2, **overrides}
+        args = argument_parser().parse_args(command_line(*options, **keys))
+        return run_command(train_net.main, args)
+
+    return command
+
+
+def load(path):
+    return torch.load(path)["model"]
+
+
+def lrp_results(folder):
+    return json.loads((folder / "inference" / "lrp_results.json").read_text())
+
+
+def results(folder):
+    return json.loads((folder / "inference" / "coco_instances_results.json").read_text())
+
+
+@pytest.mark.slow
+def test_thresholds_travel_from_training_to_predictor_and_export(
+    run, command_line, load_script, shapes, tmp_path
+):
+    output = tmp_path / "output"
+    assert run() == 0
+    evaluated, found = lrp_results(output), results(output)
+    stored = load(output / "model_final.pth")[KEY]
+    assert torch.equal(stored, by_class_index(read_thresholds_of(output), NAMES))
+    assert (stored < 1).any()
+    assert torch.equal(load(output / "model_0000003.pth")[KEY], stored)
+    assert KEY in load(output / "model_0000001.pth")
+
+    # An evaluation of the checkpoint with thresholds gives the same numbers and detections.
+    again = {"MODEL.WEIGHTS": output / "model_final.pth", "OUTPUT_DIR": tmp_path / "again"}
+    assert run("--eval-only", **again) == 0
+    assert lrp_results(tmp_path / "again") == evaluated
+    assert results(tmp_path / "again") == found
+
+    # A training from it starts without.
+    assert (
+        run("--resume", **{"SOLVER.MAX_ITER": 5, "TEST.EVAL_PERIOD": 0, "DATASETS.TEST": ()}) == 0
+    )
+    assert KEY not in load(output / "model_final.pth")
+
+    # The command stores what the training stored.
+    tool = load_script("tools/add_thresholds.py")
+    plain = tmp_path / "plain.pth"
+    content = torch.load(output / "model_0000003.pth")
+    del content["model"][KEY]
+    torch.save(content, plain)
+    arguments = ["--config-file", *command_line(**{"MODEL.WEIGHTS": plain})[1:]]
+    arguments.insert(2, "--opts")
+    lrp = str(output / "inference" / "lrp_results.json")
+    for i, more in enumerate(([], ["--results", lrp])):
+        copy = tmp_path / f"copy{i}.pth"
+        assert tool.main(["--output", str(copy), *more, *arguments]) == 0
+        assert torch.equal(load(copy)[KEY], stored)
+        assert set(torch.load(copy)) == set(content)
+
+    # Detectron2's predictor, and what is exported, show what the evaluation found from there on.
+    args = argument_parser().parse_args(command_line(**{"MODEL.WEIGHTS": copy}))
+    predictor = DefaultPredictor(setup_config(args))
+    file = str(shapes / "val" / "000001.png")
+    scores = [
+        (r["score"], float(stored[r["category_id"] - 1])) for r in found if r["image_id"] == 1
+    ]
+    expected = pytest.approx(sorted(score for score, least in scores if score >= least))
+    assert 0 < len(expected.expected) < len(scores)
+    assert sorted(predictor(read_image(file, "BGR"))["instances"].scores.tolist()) == expected
+    pixels = build_mapper(predictor.cfg, is_train=False)({"file_name": file})["image"]
+    assert sorted(TracedDetector(predictor.model, pixels)(pixels)[1].tolist()) == expected
+
+
+def read_thresholds_of(output):
+    return read_thresholds(str(output / "inference" / "lrp_results.json"))
+
+
+def test_thresholds_follow_the_class_names_and_may_be_missing():
+    thresholds = {"b": 0.25, "c": math.nan, "a": 0.5}
+    values = by_class_index(thresholds, ["a", "b", "c"])
+    assert values.tolist() == pytest.approx([0.5, 0.25, ShownDetections.NEVER], rel=2e-4)
+    assert values[0] < 0.5 and values[1] < 0.25
+    with pytest.raises(UserError, match="evaluate the model on a dataset with its classes"):
+        by_class_index(thresholds, ["a", "b"])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_of_several_test_sets_the_first_counts(several):
+    results = {"bbox": {"AP": 1.0}, "lrp": {"oLRP": 2.0, "threshold-a": 0.5}}
+    if several:
+        results = {"one": results, "two": {"lrp": {"threshold-a": 0.75}}}
+    assert thresholds_of_results(results) == {"a": 0.5}
+    assert thresholds_of_results({"bbox": {"AP": 1.0}}) == {}
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"per_class": {"a": 1}}'])
+def test_a_file_without_thresholds_is_refused(tmp_path, content):
+    path = tmp_path / "lrp_results.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match="give the lrp_results.json"):
+        read_thresholds(str(path))

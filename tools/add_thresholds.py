@@ -1,0 +1,80 @@
+#!/usr/bin/env python
+"""Store the LRP-optimal score of each class in a checkpoint, from a validation set.
+
+    python tools/add_thresholds.py --config-file FILE --output OUT.pth \
+        --opts MODEL.WEIGHTS output/model_final.pth
+
+evaluates the model on the first of DATASETS.TEST and writes a copy with the scores, or takes them
+from the lrp_results.json of an earlier evaluation (--results). From then on the demo, a
+DefaultPredictor and exported files show each class from its score on. A training does the same
+after its evaluations.
+"""
+
+import argparse
+import sys
+
+from detectron2.utils.logger import setup_logger
+
+from alrp.engine import Trainer, load_trained_model, setup_config
+from alrp.engine.preflight import check_surroundings, report
+from alrp.engine.thresholds import (
+    add_thresholds,
+    by_class_index,
+    read_thresholds,
+    shown_detections,
+    thresholds_of_results,
+)
+from alrp.errors import UserError
+
+
+def parse_args(argv=None):
+    """Parsed command line."""
+    parser = argparse.ArgumentParser(
+        description="Store the LRP-optimal score of each class in a checkpoint."
+    )
+    parser.add_argument("--config-file", required=True, help="config the model was trained with")
+    parser.add_argument("--output", required=True, metavar="OUT.pth", help="checkpoint to write")
+    parser.add_argument(
+        "--results", metavar="lrp_results.json", help="of an evaluation; default: evaluate"
+    )
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config"
+    )
+    return parser.parse_args(argv)
+
+
+def run(args) -> None:
+    """Evaluate and write; UserError if something given does not fit."""
+    cfg = setup_config(args)
+    model, names = load_trained_model(cfg)
+    found = shown_detections(model)
+    if found is None:
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE} has no place for thresholds; "
+            'of Detectron2\'s architectures, take "ShownRCNN" for GeneralizedRCNN.'
+        )
+    if args.results:
+        thresholds = read_thresholds(args.results)
+    else:
+        report(check_surroundings(cfg, for_training=False))
+        setup_logger(name="alrp")
+        thresholds = thresholds_of_results(Trainer.test(cfg, model))
+    values = by_class_index(thresholds, names or list(thresholds))
+    add_thresholds(cfg.MODEL.WEIGHTS, args.output, f"{found[0]}.thresholds", values)
+    for name, score in thresholds.items():
+        print(f"  {name}: {score:.4f}" if score == score else f"  {name}: never shown")
+    print(f"Wrote {args.output}")
+
+
+def main(argv=None) -> int:
+    """Run the command; returns the exit status."""
+    try:
+        run(parse_args(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
