@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import pytest
 import torch
 from helpers.detectors import golden_gradient_errors, golden_instances, golden_predictions
@@ -80,6 +82,16 @@ def test_published_atss_head(golden, name):
     assert losses["loss_cls"].item() == pytest.approx(float(case["loss_cls"]), rel=1e-5)
     assert losses["loss_box_reg"].item() == pytest.approx(float(case["loss_bbox"]), rel=1e-5)
     assert max(golden_gradient_errors(case, predictions)) < 1e-5
+
+
+def test_losses_can_be_copied_and_pickled(generator):
+    """Weight averaging copies a detector; the published heads cannot be."""
+    losses = bridge(2)
+    logits = torch.randn(4, 2, generator=generator)
+    boxes = torch.tensor([[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 5.0, 5.0]])
+    expected = losses(logits, torch.tensor([2, 1, 2, 0]), boxes + 1, boxes)
+    for other in (copy.deepcopy(losses), pickle.loads(pickle.dumps(losses))):
+        assert other(logits, torch.tensor([2, 1, 2, 0]), boxes + 1, boxes) == expected
 
 
 class CountingLosses(RSHeadLosses):
