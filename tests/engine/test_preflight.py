@@ -209,6 +209,23 @@ def test_a_missing_gpu_is_found(cfg, for_training):
     _assert_one(cfg, "error", "MODEL.DEVICE", "no GPU", fix, for_training=for_training)
 
 
+@pytest.mark.parametrize(
+    ("device", "world_size", "what", "fix"),
+    [
+        ("cuda:7", 1, "has 2 GPU", "MODEL.DEVICE cuda"),
+        ("cuda:1", 2, "2 processes", "--num-gpus 1"),
+        ("cuda:0", 2, "2 processes", "--num-gpus 1"),
+    ],
+)
+def test_a_gpu_that_the_processes_cannot_have_is_found(
+    cfg, monkeypatch, device, world_size, what, fix
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    cfg.MODEL.DEVICE = device
+    _assert_one(cfg, "error", "MODEL.DEVICE", what, fix, world_size=world_size)
+
+
 def test_steps_beyond_the_end_are_a_warning(cfg):
     cfg.SOLVER.MAX_ITER = cfg.SOLVER.WARMUP_ITERS = 90
     _assert_one(cfg, "warning", "SOLVER.STEPS", "[95] lie at or beyond the end, iteration 90")

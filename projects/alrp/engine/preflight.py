@@ -48,7 +48,7 @@ def check(
 
 def check_surroundings(cfg: CfgNode, *, for_training: bool, world_size: int = 1) -> list[Finding]:
     """As :func:`check`, without what is built from the config: device, datasets, batch, rates."""
-    findings = check_device(cfg, for_training=for_training)
+    findings = check_device(cfg, for_training=for_training, world_size=world_size)
     findings += check_datasets(cfg, for_training=for_training)
     if for_training:
         findings += check_training(cfg, world_size)

@@ -93,8 +93,8 @@ def _check_learning_rate(cfg: CfgNode) -> list[Finding]:
     return [Finding("warning", "SOLVER.BASE_LR", what, f"try SOLVER.BASE_LR {expected:g}")]
 
 
-def check_device(cfg: CfgNode, *, for_training: bool) -> list[Finding]:
-    """The device is there, and mixed precision is not asked for on the CPU."""
+def check_device(cfg: CfgNode, *, for_training: bool, world_size: int = 1) -> list[Finding]:
+    """The device is there for each process, and mixed precision is not asked for on the CPU."""
     name = cfg.MODEL.DEVICE
     try:
         device = torch.device(name)
@@ -111,6 +111,10 @@ def check_device(cfg: CfgNode, *, for_training: bool) -> list[Finding]:
     elif device.type == "cuda" and (device.index or 0) >= count:
         what = f"{name!r} was asked for, but this machine has {count} GPU(s), from cuda:0 on"
         findings.append(Finding("error", "MODEL.DEVICE", what, "set MODEL.DEVICE cuda"))
+    elif device.type == "cuda" and device.index is not None and world_size > 1:
+        what = f"{name!r} is one GPU, but {world_size} processes were asked for, one for each GPU"
+        fix = "set MODEL.DEVICE cuda, or --num-gpus 1"
+        findings.append(Finding("error", "MODEL.DEVICE", what, fix))
     if for_training and cfg.SOLVER.AMP.ENABLED and device.type == "cpu":
         what = "automatic mixed precision needs a GPU, but MODEL.DEVICE is cpu"
         findings.append(
