@@ -180,7 +180,7 @@ def test_docstring_examples_run(name):
 def test_the_message_of_a_wrong_class_count_is_where_the_table_says():
     row = re.search(r"a wrong class count, `([\w.]+)`", (ROOT / "DEVELOPERS.md").read_text())
     checks = ROOT / "projects" / "alrp" / "engine" / "checks"
-    assert "classes, but dataset" in (checks / row[1]).read_text()
+    assert "classes, but {where}" in (checks / row[1]).read_text()
 
 
 def test_every_loss_has_an_example():
