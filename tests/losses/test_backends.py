@@ -105,6 +105,8 @@ def few_programs(monkeypatch):
 @pytest.fixture(params=["one_part", "parts"])
 def parts(request, monkeypatch):
     """Read 3000 entries at once, or in several blocks and threads."""
+    if request.param == "one_part" and request.node.callspec.params["kind"] is fused.FusedMatrix:
+        pytest.skip("several programs say more, and the interpreter is slow")
     if request.param == "parts":
         monkeypatch.setattr(operators, "_BLOCK", 700)
         monkeypatch.setitem(operators._TURNS, "cpu", 3)
