@@ -2,10 +2,12 @@
 """Seconds per iteration and peak memory of the aLRP RetinaNet, against Detectron2's RetinaNet.
 
     python benchmarks/benchmark_training.py [--config-file FILE] [--depth 50] [--size 512]
+    python benchmarks/benchmark_training.py --batch 32 --micro-batch 4
 
 Three detectors with one backbone and one batch train in turns, an iteration each: the config's own;
 Detectron2's ``RetinaNet`` class with its nine anchors per location; and the same class with the
-config's anchors, which tells the cost of the loss from that of the head.
+config's anchors, which tells the cost of the loss from that of the head. With ``--micro-batch`` the
+config's own detector trains on the whole batch and in micro-batches.
 
 The images are noise with 1 to 14 random boxes each. Weights are random and stay so, as the learning
 rate is 0: logits are those of the start of training. Batch norm gets the statistics of the batch.
@@ -40,13 +42,17 @@ from detectron2.utils.events import EventStorage
 
 from alrp.engine import Trainer, setup_config
 from alrp.errors import UserError
+from alrp.modeling.micro_batches import set_micro_batch_size
 
 CONFIG = "configs/COCO-Detection/alrp_retinanet_R_50_FPN_ATSS_100e.yaml"
 DEPTHS = (18, 34, 50, 101, 152)
+_SETTING = ("config_file", "depth", "size", "batch", "micro_batch", "opts")
 NAMES = {
     "alrp": "this config",
     "detectron2": "Detectron2's RetinaNet",
     "detectron2_same_anchors": "the same, this config's anchors",
+    "whole_batch": "this config, the whole batch at a time",
+    "micro_batches": "this config, micro-batches",
 }
 
 
@@ -63,6 +69,12 @@ def parse_args(argv=None):
         "--size", type=whole_number(32), default=512, help="side of the images in pixels"
     )
     parser.add_argument("--batch", type=at_least_1, default=2, help="images")
+    parser.add_argument(
+        "--micro-batch",
+        type=at_least_1,
+        metavar="IMAGES",
+        help="compare micro-batches of so many images with the whole batch",
+    )
     parser.add_argument("--iterations", type=at_least_1, default=10, help="timed, of each detector")
     parser.add_argument("--device", type=device_name, default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=at_least_1, default=1, help="of the CPU")
@@ -90,6 +102,10 @@ def make_configs(args) -> dict[str, CfgNode]:
         cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
     cfg.MODEL.ALRP.SELF_BALANCE.PERIOD = 1000
     cfg.SOLVER.BASE_LR = 0.0
+    if args.micro_batch:
+        micro_batches = cfg.clone()
+        micro_batches.SOLVER.MICRO_BATCH_SIZE = args.micro_batch
+        return {"whole_batch": cfg, "micro_batches": micro_batches}
     same_anchors = cfg.clone()
     same_anchors.MODEL.META_ARCHITECTURE = "RetinaNet"
     same_anchors.MODEL.RETINANET.BBOX_REG_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
@@ -97,7 +113,7 @@ def make_configs(args) -> dict[str, CfgNode]:
     anchors = detectron2.MODEL.ANCHOR_GENERATOR
     anchors.SIZES = [[sizes[0] * 2 ** (i / 3) for i in range(3)] for sizes in anchors.SIZES]
     anchors.ASPECT_RATIOS = [[0.5, 1.0, 2.0]]
-    return dict(zip(NAMES, (cfg, detectron2, same_anchors)))
+    return {"alrp": cfg, "detectron2": detectron2, "detectron2_same_anchors": same_anchors}
 
 
 def make_trainer(cfg: CfgNode, args) -> SimpleTrainer:
@@ -107,7 +123,9 @@ def make_trainer(cfg: CfgNode, args) -> SimpleTrainer:
     batch = random_batch(args.batch, args.size, cfg.MODEL.RETINANET.NUM_CLASSES)
     model = Trainer.build_model(cfg)
     model.backbone.bottom_up.train()  # NORM_EVAL is for trained statistics
-    update_bn_stats(model.backbone, [model.preprocess_image(batch).tensor], num_iters=1)
+    # A few of the images, as the memory that they need is not to be the peak.
+    update_bn_stats(model.backbone, [model.preprocess_image(batch[:4]).tensor], num_iters=1)
+    set_micro_batch_size(model, cfg.SOLVER.MICRO_BATCH_SIZE, "--micro-batch")
     trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
     trainer = trainer_class(model, itertools.repeat(batch), Trainer.build_optimizer(cfg, model))
     trainer.iter = 0
@@ -169,14 +187,15 @@ def measure(args) -> dict:
         for part, value in medians.items():
             results[name][f"{part}_seconds"] = value
             results[name][f"{part}_share"] = value / results[name]["seconds"]
+    base = results["whole_batch" if args.micro_batch else "detectron2"]
     for result in results.values():
         for figure, title in (("seconds", "time_ratio"), ("peak_bytes", "memory_ratio")):
-            result[title] = result[figure] / results["detectron2"][figure]
+            result[title] = result[figure] / base[figure]
     return results
 
 
 def table(results: dict) -> str:
-    """Markdown: a row for each detector; ratios are to Detectron2's RetinaNet."""
+    """Markdown: a row for each detector; ratios are to Detectron2's, or to the whole batch."""
     header = ["detector", "s / iteration", "ratio", "peak GiB", "ratio"]
     header += ["matcher ms", "% of it", "losses ms", "% of it"]
     columns = {"seconds": 1, "time_ratio": 1, "peak_bytes": 2**-30, "memory_ratio": 1}
@@ -196,7 +215,7 @@ def main(argv=None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    setting = {key: getattr(args, key) for key in ("config_file", "depth", "size", "batch", "opts")}
+    setting = {key: getattr(args, key) for key in _SETTING}
     document = {**setting, **environment(torch.device(args.device)), "detectors": results}
     print(", ".join(f"{k} {v}" for k, v in document.items() if k != "detectors"))
     print(f"\n{table(results)}")

@@ -43,6 +43,13 @@ def test_the_report_compares_three_detectors(tmp_path):
     assert len([row for row in result.stdout.splitlines() if row.startswith("|")]) == 5
 
 
+def test_micro_batches_are_compared_with_the_whole_batch(load_script):
+    benchmark = load_script("benchmarks/benchmark_training.py")
+    args = benchmark.parse_args([*TINY, "--micro-batch", "3"])
+    sizes = {key: c.SOLVER.MICRO_BATCH_SIZE for key, c in benchmark.make_configs(args).items()}
+    assert sizes == {"whole_batch": 0, "micro_batches": 3}
+
+
 def test_a_config_of_another_detector_is_refused(load_script, tmp_path, capsys):
     config = tmp_path / "other.yaml"
     config.write_text(f'_BASE_: "{ROOT / RETINANET}"\nMODEL: {{META_ARCHITECTURE: "RetinaNet"}}\n')
@@ -57,6 +64,7 @@ def test_a_config_of_another_detector_is_refused(load_script, tmp_path, capsys):
     [
         "--iterations 0",
         "--batch 0",
+        "--micro-batch 0",
         "--size 31",
         "--depth 17",
         "--threads 0",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import pytest
 import torch
@@ -13,11 +14,13 @@ from helpers.micro_batch_worker import (
     train,
     train_in_one_of_two_processes,
 )
+from helpers.rcnn_models import EMPTY, FULL, small_rcnn
 from torch import nn
 from torch.multiprocessing import spawn
 from torch.testing import assert_close
 
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.utils.events import EventStorage
 
 from alrp.errors import UserError
@@ -29,6 +32,7 @@ CLIPPED = {
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "full_model",
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 0.1,
 }
+RCNN_BATCH = [FULL, EMPTY, FULL]
 VARIANTS = {name: (name, {}) for name in MODELS}
 VARIANTS["retinanet_ap_clipped"] = ("retinanet_ap", CLIPPED)
 
@@ -73,6 +77,29 @@ def test_in_double_precision_the_parameters_agree_to_ten_digits(name, size):
     own_losses, model = train(variant_config(name), size, make_batch(torch.float64))
     assert_close(own_losses, losses, rtol=1e-10, atol=1e-10)
     assert_same_state(model, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["alrp", "rs_cascade", "rs_mask", "ce"])
+def test_two_stage_detectors_train_as_with_the_whole_batch(name):
+    """Backbone and RPN head take micro-batches, and the box head that ranks; others see all."""
+    results = []
+    for size in (0, 2):
+        model, passes = small_rcnn(name), []
+        set_micro_batch_size(model, size)
+        for pooler in model.roi_heads.box_pooler.modules():
+            if isinstance(pooler, ROIPooler):
+                pooler.register_forward_pre_hook(lambda *args: passes.append(args))
+        torch.manual_seed(0)  # of what RPN and box head draw
+        with EventStorage(0):
+            losses = model(copy.deepcopy(RCNN_BATCH))
+        sum(losses.values()).backward()
+        gradients = [p.grad.flatten() for p in model.parameters() if p.requires_grad]
+        results.append((losses, torch.cat(gradients), len(passes)))
+    (losses, gradients, num_passes), (own_losses, own_gradients, own_num_passes) = results
+    assert_close(own_losses, losses, rtol=1e-5, atol=1e-6)
+    assert (own_gradients - gradients).norm() <= 1e-4 * gradients.norm()
+    # Two micro-batches pass twice.
+    assert own_num_passes == num_passes * (1 if name == "ce" else 4)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -129,7 +156,7 @@ def test_the_second_pass_has_the_random_numbers_of_the_first():
         return torch.cat([network(part)["outputs"][0] for part in images.split(2)])
 
     def twice(network, images):
-        return in_micro_batches(network, images, 2)["outputs"][0]
+        return in_micro_batches(network, [images], 2)["outputs"][0]
 
     for actual, expected in zip(gradient(twice), gradient(once)):
         assert_close(actual, expected, rtol=0, atol=1e-6)
@@ -140,7 +167,7 @@ def test_the_second_pass_has_the_mixed_precision_of_the_first():
 
     def all_at_once(network, images):
         with torch.autocast("cpu", torch.bfloat16):
-            return in_micro_batches(network, images, 2)["outputs"][0]
+            return in_micro_batches(network, [images], 2)["outputs"][0]
 
     def one_by_one(network, images):
         outputs = []

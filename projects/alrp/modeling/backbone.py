@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from detectron2.layers import ShapeSpec
@@ -13,6 +13,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from ..errors import UserError
 from ..head_nodes import head_node
 from .deform_conv import make_deformable
+from .micro_batches import MicroBatched, in_micro_batches
 
 
 class LastLevelP6P7NoReLU(LastLevelP6P7):
@@ -23,7 +24,7 @@ class LastLevelP6P7NoReLU(LastLevelP6P7):
         return [p6, self.p7(p6)]
 
 
-class PublishedFPN(FPN):
+class PublishedFPN(MicroBatched, FPN):
     """FPN with the published initialisation, and batch norm that may stay in eval mode.
 
     With ``norm_eval``, batch norm of the bottom-up network uses its stored statistics in training
@@ -40,6 +41,12 @@ class PublishedFPN(FPN):
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d) and not name.startswith("bottom_up."):
                 nn.init.xavier_uniform_(module.weight)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """As the parent, in micro-batches where a two-stage detector trains in them."""
+        if self.splits(len(x)):
+            return in_micro_batches(super().forward, [x], self.micro_batch_size)
+        return super().forward(x)
 
     def train(self, mode: bool = True) -> PublishedFPN:
         super().train(mode)

@@ -13,10 +13,12 @@ backward pass. So every micro-batch passes through the network twice::
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from detectron2.modeling import GeneralizedRCNN
 
 from ..errors import UserError
 from ..losses.inputs import NonFiniteError
@@ -24,27 +26,29 @@ from ..losses.inputs import NonFiniteError
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def in_micro_batches(network: Callable[[Tensor], Any], images: Tensor, size: int) -> Any:
-    """Output of ``network`` for all images, of which ``size`` at a time pass through it.
+def in_micro_batches(network: Callable, inputs: Sequence, size: int) -> Any:
+    """Output of ``network(*inputs)`` for all images, of which ``size`` at a time pass through it.
 
     Nothing of the passes is kept for the backward pass, which repeats each of them, with the same
     random numbers of PyTorch and the same mixed precision.
 
     Args:
-        network: function of (N, C, H, W) whose output is made of tensors (N, ...) in lists, tuples
-            and dicts. What it computes of an image must not depend on the others.
-        images: of the whole batch, padded to one size.
+        network: its output is made of tensors in lists, tuples and dicts, whose first dimension is
+            the images, or rows of one image after another. What it computes of an image must not
+            depend on the others.
+        inputs: tensors (N, ...) and lists of length N, of the images of the whole batch.
         size: images of a micro-batch, at least 1; the last may have fewer.
 
     Returns:
-        Any: as ``network`` returns it.
+        Any: as ``network`` returns it, but lists instead of tuples.
     """
     parts = []
-    for micro_batch in images.split(size):
+    for first in range(0, len(inputs[0]), size):
+        micro_batch = [x[first : first + size] for x in inputs]
         # Else all would share one half precision copy of each weight, and their gradients would be
         # added up in half precision.
         torch.clear_autocast_cache()
-        parts.append(checkpoint(network, micro_batch, use_reentrant=False))
+        parts.append(checkpoint(network, *micro_batch, use_reentrant=False))
     return _concatenated(parts)
 
 
@@ -57,14 +61,22 @@ def _concatenated(parts: list) -> Any:
     return [_concatenated(list(members)) for members in zip(*parts)]
 
 
-class MicroBatches:
-    """Mixin of a Detectron2 ``DenseDetector``, whose losses read no features but their sizes.
+class MicroBatched:
+    """Mixin of a detector, or of a part of one, that takes micro-batches.
 
     Attributes:
-        micro_batch_size: images that pass through the network at a time in training; 0: all.
+        micro_batch_size: images that pass through at a time in training; 0: all.
     """
 
     micro_batch_size = 0
+
+    def splits(self, num_images: int) -> bool:
+        """Whether so many images pass through in several micro-batches."""
+        return self.training and 0 < self.micro_batch_size < num_images
+
+
+class MicroBatchedDetector(MicroBatched):
+    """Mixin of a Detectron2 ``DenseDetector``, whose losses read no features but their sizes."""
 
     def forward(self, batched_inputs: list[dict]):
         """As the parent.
@@ -75,9 +87,10 @@ class MicroBatches:
         if not self.training:
             return super().forward(batched_inputs)
         images = self.preprocess_image(batched_inputs)
-        size = self.micro_batch_size
-        if 0 < size < len(images):
-            predictions = in_micro_batches(lambda x: self._predict(x)[1], images.tensor, size)
+        if self.splits(len(images)):
+            predictions = in_micro_batches(
+                lambda x: self._predict(x)[1], [images.tensor], self.micro_batch_size
+            )
             # Tensors without values, for their sizes; those of the features are the same.
             features = [level.to("meta") for level in predictions[0]]
         else:
@@ -111,7 +124,7 @@ def set_micro_batch_size(model: nn.Module, size: int, key: str = "micro_batch_si
     if size < 0:
         raise UserError(f"{key}: expected a number of images, or 0 for all, but got {size}.")
     model.train()  # some backbones then keep their batch norm in eval mode
-    if size and not isinstance(model, MicroBatches):
+    if size and not _takes_micro_batches(model):
         raise UserError(
             f"{key}: {type(model).__name__} takes no micro-batches, but {size} was asked for; set "
             "it to 0. To need less memory, train with more processes, and rank their images "
@@ -120,8 +133,15 @@ def set_micro_batch_size(model: nn.Module, size: int, key: str = "micro_batch_si
         )
     if size:
         _refuse_batch_norm(model, size, key)
-    if isinstance(model, MicroBatches):
-        model.micro_batch_size = size
+    for module in model.modules():
+        if isinstance(module, MicroBatched):
+            module.micro_batch_size = size
+
+
+def _takes_micro_batches(model: nn.Module) -> bool:
+    """Whether the larger part of the network takes them; the rest may see the whole batch."""
+    network = model.backbone if isinstance(model, GeneralizedRCNN) else model
+    return isinstance(network, MicroBatched)
 
 
 def _refuse_batch_norm(model: nn.Module, size: int, key: str) -> None:

@@ -17,13 +17,13 @@ from ..dense_inference import check_test_options, decode_best_anchors
 from ..dense_losses import anchor_losses
 from ..head_losses import build_head_losses
 from ..matcher import build_matcher
-from ..micro_batches import MicroBatches
+from ..micro_batches import MicroBatchedDetector
 from ..shown_detections import ShownDetections
 from ..targets import match_anchors, matched_targets
 
 
 @META_ARCH_REGISTRY.register()
-class ALRPRetinaNet(MicroBatches, RetinaNet):
+class ALRPRetinaNet(MicroBatchedDetector, RetinaNet):
     """RetinaNet whose ``losses`` ranks all anchors and classes of the mini-batch.
 
     Of Detectron2's :class:`RetinaNet` it replaces the matching (:meth:`label_anchors`), the losses

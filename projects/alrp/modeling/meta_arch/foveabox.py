@@ -20,13 +20,13 @@ from ..dense_inference import check_test_options, decode_best_anchors
 from ..dense_losses import anchor_losses
 from ..fovea_matcher import FoveaMatcher
 from ..head_losses import build_head_losses
-from ..micro_batches import MicroBatches
+from ..micro_batches import MicroBatchedDetector
 from ..shown_detections import ShownDetections
 from ..targets import matched_targets
 
 
 @META_ARCH_REGISTRY.register()
-class FoveaBox(MicroBatches, DenseDetector):
+class FoveaBox(MicroBatchedDetector, DenseDetector):
     """FoveaBox (Kong et al., arXiv:1904.03797) as published with aLRP: no deformable alignment.
 
     Each cell of each level predicts K logits and the four distances from its centre to the sides

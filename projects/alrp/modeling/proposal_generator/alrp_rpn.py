@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detectron2.config import configurable
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, RPN_HEAD_REGISTRY
@@ -16,11 +16,12 @@ from ..bridge import RankingHeadLosses, keep_checkpoint_names
 from ..dense_losses import anchor_losses
 from ..head_losses import build_head_losses
 from ..matcher import max_iou_matcher
+from ..micro_batches import MicroBatched, in_micro_batches
 from ..targets import match_anchors, matched_boxes
 
 
 @RPN_HEAD_REGISTRY.register()
-class PriorRPNHead(StandardRPNHead):
+class PriorRPNHead(MicroBatched, StandardRPNHead):
     """``StandardRPNHead`` whose scores start at a small probability.
 
     Args:
@@ -32,6 +33,13 @@ class PriorRPNHead(StandardRPNHead):
     def __init__(self, *, prior_prob: float = 0.01, **kwargs) -> None:
         super().__init__(**kwargs)
         nn.init.constant_(self.objectness_logits.bias, math.log(prior_prob / (1 - prior_prob)))
+
+    def forward(self, features: list[Tensor]) -> list[list[Tensor]]:
+        """As the parent, maybe in micro-batches."""
+        if not self.splits(len(features[0])):
+            return super().forward(features)
+        forward = super().forward
+        return in_micro_batches(lambda *x: forward(x), features, self.micro_batch_size)
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()

@@ -40,5 +40,6 @@ class ALRPCascadeROIHeads(ALRPROIHeads, CascadeROIHeads):
 
     def _run_stage(self, features: list[Tensor], proposals: list[Instances], stage: int):
         """As the parent, without scaling gradients."""
-        box_features = self.box_pooler(features, [x.proposal_boxes for x in proposals])
-        return self.box_predictor[stage](self.box_head[stage](box_features))
+        return self._predict_boxes(
+            self.box_head[stage], self.box_predictor[stage], features, proposals
+        )

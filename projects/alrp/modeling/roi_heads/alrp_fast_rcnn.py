@@ -24,6 +24,7 @@ from ..box_regression import BoxDeltaTransform
 from ..bridge import RankingHeadLosses, best_scores, keep_checkpoint_names
 from ..dense_inference import check_test_options
 from ..head_losses import build_head_losses
+from ..micro_batches import MicroBatched, in_micro_batches
 from ..targets import matched_classes
 from .dice_mask_head import DiceMaskHead
 
@@ -117,7 +118,7 @@ class ALRPFastRCNNOutputLayers(FastRCNNOutputLayers):
 
 
 @ROI_HEADS_REGISTRY.register()
-class ALRPROIHeads(StandardROIHeads):
+class ALRPROIHeads(MicroBatched, StandardROIHeads):
     """``StandardROIHeads`` that train on all proposals, with :class:`ALRPFastRCNNOutputLayers`.
 
     Mask and keypoint heads train on the foreground ones, as they do in the parent; without
@@ -160,6 +161,40 @@ class ALRPROIHeads(StandardROIHeads):
         ret = super()._init_box_head(cfg, input_shape)
         ret["box_predictor"] = ALRPFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
         return ret
+
+    def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances], *targets):
+        """As the parent; in micro-batches, the box head sees the regions of one at a time.
+
+        Args:
+            features: of the backbone, by name.
+            proposals: per image.
+            targets: that the parent takes if it is a cascade.
+        """
+        has_one_stage = isinstance(self.box_predictor, ALRPFastRCNNOutputLayers)
+        # With train_on_pred_boxes the parent reads the predictions as well.
+        if not self.splits(len(proposals)) or not has_one_stage or self.train_on_pred_boxes:
+            return super()._forward_box(features, proposals, *targets)
+        features = [features[name] for name in self.box_in_features]
+        predictions = self._predict_boxes(self.box_head, self.box_predictor, features, proposals)
+        return self.box_predictor.losses(predictions, proposals)
+
+    def _predict_boxes(
+        self,
+        box_head: nn.Module,
+        box_predictor: ALRPFastRCNNOutputLayers,
+        features: list[Tensor],
+        proposals: list[Instances],
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and deltas of the regions of all images, which may pass in micro-batches."""
+
+        def predict(*features_and_boxes):
+            *features, boxes = features_and_boxes
+            return box_predictor(box_head(self.box_pooler(features, boxes)))
+
+        inputs = [*features, [x.proposal_boxes for x in proposals]]
+        if self.splits(len(proposals)):
+            return tuple(in_micro_batches(predict, inputs, self.micro_batch_size))
+        return predict(*inputs)
 
     def _sample_proposals(self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor):
         """As the parent, but all proposals in their order."""
