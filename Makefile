@@ -25,7 +25,7 @@ demo: $(STAMP) ## train, evaluate and draw a small detector; results in output/d
 	@$(BIN)/python demo/train_demo.py --output output/demo
 
 test: lint ## check the style, then run the whole test suite
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(STAMP) ## check the style and the types (black, isort, flake8, mypy)
 	@$(BIN)/python -m black --check --quiet . && $(BIN)/python -m isort --check-only --quiet . \

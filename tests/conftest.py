@@ -32,6 +32,14 @@ if not torch.cuda.is_available():
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Tests that run side by side share the cores, and so do the commands that they start: threads that
+# wait for each other on a busy core waste most of the time.
+num_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+if num_workers > 1:
+    num_threads = max(1, (os.cpu_count() or 1) // num_workers)
+    os.environ["OMP_NUM_THREADS"] = str(num_threads)
+    torch.set_num_threads(num_threads)
+
 settings.register_profile("local", deadline=None, max_examples=40)
 settings.register_profile("ci", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI", "").lower() == "true" else "local")
