@@ -9,7 +9,6 @@ Triton hands over Python's floats in float32. What needs all digits comes as the
 """
 
 import inspect
-
 import triton
 import triton.language as tl
 
