@@ -160,9 +160,8 @@ def match_boxes_by_image(
             settings,
         )
     num_images, num_categories = len(all_image_ids), len(category_ids)
-    per_image = np.zeros(num_categories * num_images, dtype=np.int64)
-    per_image[pairs] = num_gt
-    per_image = per_image.reshape(num_categories, num_images)
+    per_image = np.zeros((num_categories, num_images), dtype=np.int64)
+    per_image.reshape(-1)[pairs] = num_gt
     bounds = np.searchsorted(detections.category, np.arange(num_categories + 1))
     return {
         category_id: ImageMatches(

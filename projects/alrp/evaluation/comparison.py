@@ -62,8 +62,8 @@ def compare_lrp(
         name: _differences(whole[0][i], whole[1][i], sampled[1][i] - sampled[0][i])
         for i, name in enumerate(first)
     }
-    means = [np.array(mean_optimal_lrp(values)) for values in whole]
-    table["mean"] = _differences(*means, _mean(sampled[1]) - _mean(sampled[0]))
+    before, after = (np.array(mean_optimal_lrp(values)) for values in whole)
+    table["mean"] = _differences(before, after, _mean(sampled[1]) - _mean(sampled[0]))
     return table
 
 
@@ -93,8 +93,8 @@ def _sampled_optima(match: ImageMatches, weights: np.ndarray, tau: float) -> np.
         chunk = weights[begin : begin + step]
         num_gt = chunk @ match.num_gt
         counts = chunk[:, images]
-        sums = [np.cumsum(counts * column, axis=1) for column in (is_tp, is_fp, errors)]
-        chunks.append(_best_prefix(*sums, num_gt, tau))
+        tp, fp, loc_sum = (np.cumsum(counts * x, axis=1) for x in (is_tp, is_fp, errors))
+        chunks.append(_best_prefix(tp, fp, loc_sum, num_gt, tau))
     return np.concatenate(chunks)
 
 

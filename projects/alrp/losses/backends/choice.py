@@ -44,15 +44,16 @@ def backend(device: torch.device) -> Backend:
         # Imported here, because numba takes 110 MiB that a training on a GPU does not need.
         from . import compiled
 
-        own = compiled.survey, compiled.CompiledMatrix, compiled.sums_below
-        return Backend(*own, operators.alrp_values)
+        return Backend(
+            compiled.survey, compiled.CompiledMatrix, compiled.sums_below, operators.alrp_values
+        )
     if _has_triton(device):
         from . import fused
 
-        own = fused.survey, fused.FusedMatrix
-        return Backend(*own, operators.sums_below, fused.alrp_values)
-    own = operators.survey, operators.OperatorMatrix
-    return Backend(*own, operators.sums_below, operators.alrp_values)
+        return Backend(fused.survey, fused.FusedMatrix, operators.sums_below, fused.alrp_values)
+    return Backend(
+        operators.survey, operators.OperatorMatrix, operators.sums_below, operators.alrp_values
+    )
 
 
 @functools.lru_cache(maxsize=None)

@@ -32,13 +32,13 @@ def survey(logits: Tensor, targets: Tensor, values: Tensor, most: float = math.i
     arguments = logits, targets, values.contiguous(), float(most), facts, counts
     _launch(kernels.survey, num_programs, *arguments, num_entries, num_values)
     ends = counts.cumsum(0, dtype=torch.int64)
-    num_positives, *numbers, bits = facts.tolist()
+    num_positives, bad_logits, bad_values, num_outside, largest = facts.tolist()
     positives = torch.empty(num_positives, dtype=torch.int64, device=logits.device)
     if num_positives:
         _launch(
             kernels.place_positives, num_programs, targets, counts, ends, positives, num_entries
         )
-    return Survey(positives, *numbers, _float_of(bits))
+    return Survey(positives, bad_logits, bad_values, num_outside, _float_of(largest))
 
 
 class FusedMatrix(StepMatrix):
