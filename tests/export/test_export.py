@@ -43,8 +43,11 @@ def exported(request, tmp_path_factory):
     """A traced detector, and the folder of its files model.onnx and model.pt."""
     folder, pixels = tmp_path_factory.mktemp("export"), image(*SIZES[0])["image"]
     model = spread_scores(model_of(request.param))
-    model.shown.thresholds = torch.tensor([0.0, 0.5, 0.55])
     traced = TracedDetector(model, pixels, {"class_names": ["a", "b", "c"]})
+    everything = traced(pixels)[1]
+    # A little lower than a score, which rounding could take to either side.
+    model.shown.thresholds = 0.9999 * everything.median() * torch.tensor([0.0, 1.0, 1.0])
+    assert len(traced(pixels)[1]) < len(everything)
     traced.write_onnx(folder / "model.onnx")
     traced.write_torchscript(folder / "model.pt")
     return traced, folder
@@ -61,10 +64,8 @@ def test_the_file_detects_what_the_model_detects(exported, suffix):
 
 def assert_same_detections(expected, found):
     agreement = compare_detections(expected, found)
-    assert agreement.num_expected > 20
+    assert agreement.num_expected > 10
     assert agreement.num_unmatched == 0, agreement
-    least = torch.tensor([0.0, 0.5, 0.55])[found[2]]
-    assert (found[1] >= least).all() and least.max() > 0
     assert [x.shape[1:] for x in found] == [x.shape[1:] for x in expected]
     assert [x.dtype for x in found] == [x.dtype for x in expected]
 
