@@ -36,6 +36,7 @@ def ap_loss(
         FloatingPointError: as :func:`alrp.losses.alrp_loss`.
 
     Example:
+        >>> import torch
         >>> logits = torch.tensor([2.0, 0.5, 1.2], requires_grad=True)
         >>> ap_loss(logits, torch.tensor([1, 1, 0])).backward()
     """
