@@ -119,13 +119,17 @@ def test_the_training_set_does_not_matter_to_an_evaluation(cfg, train):
 
 def test_training_needs_a_training_set(cfg):
     cfg.DATASETS.TRAIN = ()
-    _assert_one(cfg, "error", "DATASETS.TRAIN", "at least one dataset to train on", "the name of one")
+    _assert_one(
+        cfg, "error", "DATASETS.TRAIN", "at least one dataset to train on", "the name of one"
+    )
 
 
 def test_an_evaluation_needs_a_test_set(cfg):
     cfg.DATASETS.TEST = ()
     assert check_datasets(cfg, for_training=True) == []
-    _assert_one(cfg, "error", "DATASETS.TEST", "to evaluate on", "the name of one", for_training=False)
+    _assert_one(
+        cfg, "error", "DATASETS.TEST", "to evaluate on", "the name of one", for_training=False
+    )
 
 
 # Annotation file
