@@ -25,7 +25,7 @@ from alrp.data.dataset_mapper import build_mapper
 from alrp.data.images import read_image
 from alrp.engine import load_trained_model, setup_config
 from alrp.engine.thresholds import by_class_index, read_thresholds, shown_detections
-from alrp.errors import UserError
+from alrp.errors import UserError, exit_status
 
 RESULTS = Path("inference", "lrp_results.json")  # what an evaluation leaves beside the weights
 CONFIDENCE = 0.5  # least score drawn if nothing better is known
@@ -164,12 +164,7 @@ def main(argv=None) -> int:
     """Run the demo; returns the exit status."""
     # Detectron2's call of it, which users can do nothing about.
     warnings.filterwarnings("ignore", message="torch.meshgrid")
-    try:
-        run(parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from alrp.engine.thresholds import (
     shown_detections,
     thresholds_of_results,
 )
-from alrp.errors import UserError
+from alrp.errors import UserError, exit_status
 
 
 def parse_args(argv=None):
@@ -68,12 +68,7 @@ def run(args) -> None:
 
 def main(argv=None) -> int:
     """Run the command; returns the exit status."""
-    try:
-        run(parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import os
 import sys
 
 from alrp.data.datasets.foreign_formats import voc_to_coco, with_classes, yolo_to_coco
-from alrp.errors import UserError
+from alrp.errors import UserError, exit_status
 from alrp.files import read_json, replacing
 
 
@@ -52,19 +52,18 @@ def convert(args) -> dict:
     return with_classes(content, args.classes) if args.classes else content
 
 
-def main(argv=None) -> int:
-    """Convert and report; returns the exit status, 1 if nothing was written."""
-    args = parse_args(argv)
-    try:
-        content = convert(args)
-        with replacing(args.output) as file:
-            file.write(json.dumps(content).encode())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(args) -> None:
+    """Convert and report; UserError, and nothing written, if something does not fit."""
+    content = convert(args)
+    with replacing(args.output) as file:
+        file.write(json.dumps(content).encode())
     counts = ", ".join(f"{len(content[key])} {key}" for key in ("images", "annotations"))
     print(f"Wrote {args.output}: {counts}, {len(content['categories'])} classes")
-    return 0
+
+
+def main(argv=None) -> int:
+    """Run the command; returns the exit status."""
+    return exit_status(run, parse_args(argv))
 
 
 if __name__ == "__main__":

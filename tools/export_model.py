@@ -21,7 +21,7 @@ from detectron2.data import get_detection_dataset_dicts
 
 from alrp.data.dataset_mapper import build_mapper
 from alrp.engine import load_trained_model, setup_config
-from alrp.errors import UserError
+from alrp.errors import UserError, exit_status
 from alrp.export import TracedDetector, compare_detections, load_onnx, load_torchscript
 
 # Heights and widths that the file is checked at, in those of the image that it is traced with.
@@ -115,12 +115,7 @@ def main(argv=None) -> int:
     """Export; returns the exit status."""
     # Detectron2's call of it, which users can do nothing about.
     warnings.filterwarnings("ignore", message="torch.meshgrid")
-    try:
-        export(parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(export, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ the published rules leave a tie open, the lowest index wins, so that runs can be
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Sequence
 import torch
 from torch import Tensor
@@ -34,7 +35,21 @@ _CENTER_UNITS = 1024
 _LEAST_INSET = 0.01
 
 
-class ATSSMatcher:
+class _AnchorMatcher(ABC):
+    """What the two matchers of anchors share: one image is a batch of one."""
+
+    @abstractmethod
+    def match_batch(
+        self, gt_boxes: Tensor, anchors: list[Tensor], inside: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See the module."""
+
+    def __call__(self, gt_boxes: Tensor, anchors: list[Tensor]) -> tuple[Tensor, Tensor]:
+        matched_idxs, match_labels = self.match_batch(gt_boxes[None], anchors)
+        return matched_idxs[0], match_labels[0]
+
+
+class ATSSMatcher(_AnchorMatcher):
     """Adaptive Training Sample Selection (Zhang et al., arXiv:1912.02424), as published with aLRP.
 
     A ground truth's candidates are the ``topk`` anchors of each level nearest to its centre.
@@ -50,10 +65,6 @@ class ATSSMatcher:
         if topk < 1:
             raise ValueError(f"ATSSMatcher: topk must be at least 1, but is {topk}.")
         self.topk = topk
-
-    def __call__(self, gt_boxes: Tensor, anchors: list[Tensor]) -> tuple[Tensor, Tensor]:
-        matched_idxs, match_labels = self.match_batch(gt_boxes[None], anchors)
-        return matched_idxs[0], match_labels[0]
 
     @torch.no_grad()
     def match_batch(
@@ -93,7 +104,7 @@ class ATSSMatcher:
         return (num_gt - (best & LOW_WORD)).mul_(matched), matched.to(torch.int8)
 
 
-class MaxIoUMatcher:
+class MaxIoUMatcher(_AnchorMatcher):
     """Matching by greatest IoU, with the low-quality rule of the published heads.
 
     Each ground truth claims the anchors it overlaps best, however little. Such a low-quality match
@@ -126,10 +137,6 @@ class MaxIoUMatcher:
         self.pos_threshold = pos_threshold
         self.neg_threshold = neg_threshold
         self.min_pos_iou = min_pos_iou
-
-    def __call__(self, gt_boxes: Tensor, anchors: list[Tensor]) -> tuple[Tensor, Tensor]:
-        matched_idxs, match_labels = self.match_batch(gt_boxes[None], anchors)
-        return matched_idxs[0], match_labels[0]
 
     @torch.no_grad()
     def match_batch(
