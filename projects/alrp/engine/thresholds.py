@@ -90,10 +90,14 @@ def add_thresholds(source: str, target: str, key: str, thresholds: Tensor) -> No
     Raises:
         UserError: if a file cannot be read or written.
     """
-    content = read_checkpoint(source)
+    _write_with(read_checkpoint(source), source, target, {key: thresholds})
+
+
+def _write_with(content: Any, source: str, target: str, tensors: Mapping[str, Tensor]) -> None:
+    """Write what was read from ``source`` with more tensors in its model."""
     state, beside = split_checkpoint(content, source)
     content = {name: content[name] for name in beside}
-    write_checkpoint({**content, "model": {**state, key: thresholds}}, target)
+    write_checkpoint({**content, "model": {**state, **tensors}}, target)
 
 
 class StoreThresholds(HookBase):
@@ -125,20 +129,19 @@ class StoreThresholds(HookBase):
             return
         try:
             values = by_class_index(thresholds, self._checkpointer.class_names or list(thresholds))
-            for path in self._checkpoints(iteration):
-                add_thresholds(path, path, f"{found[0]}.thresholds", values)
+            for path in self._paths(iteration):
+                content = read_checkpoint(path)
+                if content.get("iteration") != iteration:  # an earlier one, evaluated by itself
+                    continue
+                _write_with(content, path, path, {f"{found[0]}.thresholds": values})
                 _LOGGER.info(f"Stored the LRP-optimal score of each class in {path}")
         except UserError as error:  # no reason to end a training
             _LOGGER.warning(f"The checkpoint is left without LRP-optimal scores: {error}")
 
-    def _checkpoints(self, iteration: int) -> list[str]:
-        """Files that hold the model as it was evaluated."""
+    def _paths(self, iteration: int) -> list[str]:
+        """Files that may hold the model as it was evaluated."""
         folder = self._checkpointer.save_dir
         names = {f"model_{iteration:07d}.pth", "model_final.pth"}
         paths = {os.path.join(folder, name) for name in names}
         paths.add(self._checkpointer.get_checkpoint_file())
-        return [
-            path
-            for path in sorted(paths)
-            if os.path.isfile(path) and read_checkpoint(path).get("iteration") == iteration
-        ]
+        return [path for path in sorted(paths) if os.path.isfile(path)]
