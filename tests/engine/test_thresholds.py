@@ -9,12 +9,13 @@ import torch
 
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
+from detectron2.structures import BoxMode
 
 from alrp.data.dataset_mapper import build_mapper
-from alrp.engine import argument_parser, run_command, setup_config
+from alrp.engine import Trainer, argument_parser, run_command, setup_config
 from alrp.engine.thresholds import by_class_index, read_thresholds, thresholds_of_results
 from alrp.errors import UserError
-from alrp.export import TracedDetector
+from alrp.export import TracedDetector, compare_detections, load_onnx, load_torchscript
 from alrp.modeling import ShownDetections
 
 KEY = "shown.thresholds"
@@ -85,18 +86,43 @@ def test_thresholds_travel_from_training_to_predictor_and_export(
         assert torch.equal(load(copy)[KEY], stored)
         assert set(torch.load(copy)) == set(content)
 
-    # Detectron2's predictor, and what is exported, show what the evaluation found from there on.
+    # Detectron2's predictor, and the exported files, show what the evaluation found from there on.
     args = argument_parser().parse_args(command_line(**{"MODEL.WEIGHTS": copy}))
     predictor = DefaultPredictor(setup_config(args))
     file = str(shapes / "val" / "000001.png")
-    scores = [
-        (r["score"], float(stored[r["category_id"] - 1])) for r in found if r["image_id"] == 1
-    ]
-    expected = pytest.approx(sorted(score for score, least in scores if score >= least))
-    assert 0 < len(expected.expected) < len(scores)
-    assert sorted(predictor(read_image(file, "BGR"))["instances"].scores.tolist()) == expected
+    of_image = [r for r in found if r["image_id"] == 1]
+    shown = [r for r in of_image if r["score"] >= stored[r["category_id"] - 1]]
+    assert 0 < len(shown) < len(of_image)
+    instances = predictor(read_image(file, "BGR"))["instances"]
+    assert_shown(instances.pred_boxes.tensor, instances.scores, instances.pred_classes, shown)
     pixels = build_mapper(predictor.cfg, is_train=False)({"file_name": file})["image"]
-    assert sorted(TracedDetector(predictor.model, pixels)(pixels)[1].tolist()) == expected
+    traced = TracedDetector(predictor.model, pixels)
+    traced.write_torchscript(tmp_path / "model.pt")
+    traced.write_onnx(tmp_path / "model.onnx")
+    for detect in load_torchscript(tmp_path / "model.pt"), load_onnx(tmp_path / "model.onnx"):
+        assert_shown(*detect(pixels), shown)
+
+    # AP and oLRP are the same to the last digit without the thresholds.
+    with_thresholds = Trainer.test(predictor.cfg, predictor.model)
+    predictor.model.shown.thresholds = None
+    without = Trainer.test(predictor.cfg, predictor.model)
+    assert with_thresholds["bbox"]["AP"] == without["bbox"]["AP"] >= 0
+    assert str(with_thresholds) == str(without)  # an undefined figure, NaN, equals itself as text
+
+
+def assert_shown(boxes, scores, classes, expected):
+    """Detections, in XYXY and in any order, are those of COCO results, in XYWH."""
+    agreement = compare_detections(
+        (
+            BoxMode.convert(
+                torch.tensor([r["bbox"] for r in expected]), BoxMode.XYWH_ABS, BoxMode.XYXY_ABS
+            ),
+            torch.tensor([r["score"] for r in expected]),
+            torch.tensor([r["category_id"] - 1 for r in expected]),
+        ),
+        (boxes, scores, classes),
+    )
+    assert agreement.num_expected == len(boxes) and agreement.num_unmatched == 0, agreement
 
 
 def read_thresholds_of(output):
