@@ -1,12 +1,15 @@
 #!/usr/bin/env python
-"""Time that LRP evaluation adds to COCO's, on as many images and detections as COCO has.
+"""Time of LRP evaluation and of COCO's, on as many images and detections as COCO has.
 
     python benchmarks/benchmark_evaluation.py [--images 5000] [--detections 100]
 
 Ground truth and detections are made up: 7 objects per image, most of them found, once well and once
-badly, and false positives of all classes. The evaluators are Detectron2's COCOEvaluator and this
-project's LRPEvaluator, each fed one image at a time, as an inference loop does. COCOEvaluator runs
-its compiled matching if Detectron2 has it, else that of pycocotools.
+badly, and false positives of all classes. Two pairs are timed:
+
+- Detectron2's COCOEvaluator and this project's LRPEvaluator, each fed one image at a time, as an
+  inference loop does. COCOEvaluator runs its compiled matching if Detectron2 has it, else that of
+  pycocotools.
+- pycocotools and the command alrp-evaluate, without figures, each on two files, reading included.
 """
 
 from __future__ import annotations
@@ -29,15 +32,25 @@ from measuring import (
     whole_number,
     write_json,
 )
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, coco_evaluation
 from detectron2.structures import Boxes, BoxMode, Instances
 
+from alrp import evaluate as alrp_evaluate
 from alrp.evaluation import LRPEvaluator
 
 SIDE, NUM_OBJECTS = 512, 7
 EVALUATORS = {"coco": COCOEvaluator, "lrp": LRPEvaluator}
+# What the seconds of each are compared with.
+RIVALS = {
+    "coco": "coco",
+    "lrp": "coco",
+    "pycocotools": "pycocotools",
+    "alrp-evaluate": "pycocotools",
+}
 
 
 def parse_args(argv=None):
@@ -108,23 +121,44 @@ def evaluate(kind: type, name: str, detections: list[Instances]) -> dict:
     return evaluator.evaluate()
 
 
+def coco_results(detections: list[Instances]) -> list[dict]:
+    """The content of a COCO result file."""
+    return [
+        {**result, "category_id": result["category_id"] + 1}
+        for image_id, instances in enumerate(detections)
+        for result in coco_evaluation.instances_to_coco_json(instances, image_id)
+    ]
+
+
+def evaluate_by_pycocotools(ground_truth: str, results: str) -> COCOeval:
+    """COCO's evaluation of two files."""
+    api = COCO(ground_truth)
+    coco_eval = COCOeval(api, api.loadRes(results), "bbox")
+    coco_eval.evaluate()
+    coco_eval.accumulate()
+    return coco_eval
+
+
 def measure(args) -> dict:
-    """Seconds of each evaluator, by its key in ``EVALUATORS``."""
+    """Seconds of each evaluation, by its key in ``RIVALS``."""
     generator = torch.Generator().manual_seed(0)
     images = [make_image(args, generator) for _ in range(args.images)]
     ground_truth, detections = zip(*images)
     name = f"benchmark_{uuid.uuid4().hex}"
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "annotations.json"
-        path.write_text(json.dumps(coco_annotations(ground_truth, args.classes)))
-        metadata = MetadataCatalog.get(name).set(json_file=str(path))
+        files = [str(Path(folder) / f"{file}.json") for file in ("annotations", "results")]
+        Path(files[0]).write_text(json.dumps(coco_annotations(ground_truth, args.classes)))
+        Path(files[1]).write_text(json.dumps(coco_results(detections)))
+        metadata = MetadataCatalog.get(name).set(json_file=files[0])
         metadata.thing_dataset_id_to_contiguous_id = {c + 1: c for c in range(args.classes)}
         metadata.thing_classes = [f"class {c}" for c in range(args.classes)]
         runs = {
             key: lambda kind=kind: evaluate(kind, name, detections)
             for key, kind in EVALUATORS.items()
         }
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        runs["pycocotools"] = lambda: evaluate_by_pycocotools(*files)
+        runs["alrp-evaluate"] = lambda: alrp_evaluate.main(files)
+        with contextlib.redirect_stdout(io.StringIO()):  # what COCO and the command print
             return medians_in_turns(runs, args.repeats, torch.device("cpu"), warm_up=0)
 
 
@@ -139,8 +173,9 @@ def main(argv=None) -> int:
         "seconds": seconds,
     }
     print(", ".join(f"{k} {v}" for k, v in document.items() if k != "seconds"), end="\n\n")
-    rows = [[EVALUATORS[key].__name__, s, s / seconds["coco"]] for key, s in seconds.items()]
-    print(markdown(["evaluator", "seconds", "ratio"], rows))
+    names = {key: kind.__name__ for key, kind in EVALUATORS.items()}
+    rows = [[names.get(key, key), s, s / seconds[RIVALS[key]]] for key, s in seconds.items()]
+    print(markdown(["evaluation", "seconds", "ratio"], rows))
     write_json(args.json, document)
     return 0
 

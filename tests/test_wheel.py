@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+import pycocotools
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,3 +63,18 @@ def test_the_wheel_holds_all_configs(installed):
     assert len(names) > 30
     for name in names:
         assert (of_wheel / name).read_bytes() == (of_repository / name).read_bytes()
+
+
+def test_the_console_command_needs_no_framework(installed, tmp_path):
+    """Beside the wheel and the standard library, only NumPy and pycocotools are there."""
+    for package in (numpy, pycocotools):
+        for path in Path(package.__path__[0]).parent.glob(f"{package.__name__}*"):
+            (tmp_path / path.name).symlink_to(path)
+    packages = f"{installed}{os.pathsep}{tmp_path}"
+    assert python("-S", "-c", "import torch", cwd=tmp_path, packages=packages).returncode == 1
+    case = ROOT / "tests" / "golden" / "lrp" / "case_04_missing_classes"
+    files = [str(case / "ground_truth.json"), str(case / "detections.json")]
+    command = str(installed / "bin" / "alrp-evaluate")
+    done = python("-S", command, *files, cwd=tmp_path, packages=packages)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split()[:2] == ["mean", "90.011"]

@@ -1,4 +1,4 @@
-"""benchmark_evaluation.py: both evaluators see the same detections, and what it writes."""
+"""benchmark_evaluation.py: all evaluate the same detections, and what it writes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def tool(load_script):
     return load_script("benchmarks/benchmark_evaluation.py")
 
 
-def test_seconds_of_both_evaluators_are_written(tool, tmp_path, capsys, monkeypatch):
-    results = {}
+def test_seconds_of_all_evaluations_are_written(tool, tmp_path, capsys, monkeypatch):
+    results, on_files = {}, {}
 
     def keeping(function):
         def call(kind, *args):
@@ -21,19 +21,34 @@ def test_seconds_of_both_evaluators_are_written(tool, tmp_path, capsys, monkeypa
 
         return call
 
+    def keep_coco(*files, evaluate=tool.evaluate_by_pycocotools):
+        on_files["coco"] = evaluate(*files)
+
+    def keep_lrp(files, main=tool.alrp_evaluate.main):
+        assert main([*files, "--json", str(tmp_path / "lrp.json")]) == 0
+        on_files["lrp"] = json.loads((tmp_path / "lrp.json").read_text())["oLRP"]
+
     monkeypatch.setattr(tool, "evaluate", keeping(tool.evaluate))
+    monkeypatch.setattr(tool, "evaluate_by_pycocotools", keep_coco)
+    monkeypatch.setattr(tool.alrp_evaluate, "main", keep_lrp)
     path = tmp_path / "figures.json"
     options = "--images 12 --detections 30 --classes 5 --repeats 1".split()
     assert tool.main([*options, "--json", str(path)]) == 0
     document = json.loads(path.read_text())
     assert document["images"] == 12 and document["detections"] == 30
-    assert set(document["seconds"]) == {"coco", "lrp"}
+    assert list(document["seconds"]) == list(tool.RIVALS)
     assert all(seconds > 0 for seconds in document["seconds"].values())
     # Neither all right nor all wrong, or the evaluators would take short cuts.
     assert 5 < results["COCOEvaluator"]["bbox"]["AP"] < 95
     assert 5 < results["LRPEvaluator"]["lrp"]["oLRP"] < 95
+    precision = on_files["coco"].eval["precision"][..., 0, -1]
+    assert 100 * precision[precision >= 0].mean() == pytest.approx(
+        results["COCOEvaluator"]["bbox"]["AP"]
+    )
+    assert on_files["lrp"] == pytest.approx(results["LRPEvaluator"]["lrp"]["oLRP"])
     output = capsys.readouterr().out
-    assert "| COCOEvaluator |" in output and "| LRPEvaluator |" in output
+    for name in ("COCOEvaluator", "LRPEvaluator", "pycocotools", "alrp-evaluate"):
+        assert f"| {name} |" in output
 
 
 def test_detections_lie_in_their_image(tool, generator):
