@@ -137,7 +137,7 @@ def _add_absent(cfg: CN, defaults: CN) -> None:
 
 def _defaults() -> CN:
     """The keys of this project, without those of Detectron2."""
-    cfg = CN({"MODEL": {"BACKBONE": {}}, "SOLVER": {}, "INPUT": {}, "DATASETS": {}})
+    cfg = CN({"MODEL": {"BACKBONE": {}}, "SOLVER": {"AMP": {}}, "INPUT": {}, "DATASETS": {}})
     cfg.MODEL.ALRP = CN()
     # Classification loss: "alrp", "ap", "rs" (Rank & Sort), or for FoveaBox also "focal".
     cfg.MODEL.ALRP.LOSS_TYPE = "alrp"
@@ -216,6 +216,8 @@ def _defaults() -> CN:
 
     # "SGD" (as published) or "AdamW" (converges from random weights within a short schedule).
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Of SOLVER.AMP: "float16" or "bfloat16" (on a CPU the latter only).
+    cfg.SOLVER.AMP.DTYPE = "float16"
     # Images per process that pass through the network at a time in training, so that a large batch
     # needs little memory; all are ranked together. 0: all of them.
     cfg.SOLVER.MICRO_BATCH_SIZE = 0

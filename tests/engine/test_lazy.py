@@ -110,8 +110,9 @@ def test_a_dry_run_fills_in_the_epoch_and_writes_nothing(run, capsys, tmp_path):
     assert not (tmp_path / "output").exists()
 
 
-def test_micro_batches_are_reported(run, capsys):
-    assert run("--dry-run", more=["train.micro_batch_size=1"]) == 0
+def test_micro_batches_in_mixed_precision_are_reported(run, capsys):
+    more = ["train.micro_batch_size=1", "train.amp.enabled=True", "train.amp.dtype=bfloat16"]
+    assert run("--dry-run", more=more) == 0
     assert "2 images on 1 process(es), 1 at a time" in capsys.readouterr().out
 
 
@@ -130,6 +131,8 @@ def test_micro_batches_are_reported(run, capsys):
             "dataloader.evaluator.evaluators.1.dataset_name=other",
             "dataloader.evaluator.evaluators.1.dataset_name: expected the dataset of",
         ),
+        ("train.amp.enabled=True", "train.amp.dtype: float16 needs a GPU"),
+        ("train.amp.dtype=float8", "train.amp.dtype: expected float16 or bfloat16"),
         ("train.micro_batch_size=-1", "train.micro_batch_size: expected a whole number in [0, "),
     ],
 )

@@ -196,9 +196,11 @@ def test_the_batch_of_an_evaluation_is_not_judged(cfg):
     assert check(cfg, for_training=False, world_size=3) == []
 
 
-def test_mixed_precision_on_the_cpu_is_found(cfg):
+def test_float16_on_the_cpu_is_found(cfg):
     cfg.SOLVER.AMP.ENABLED = True
-    _assert_one(cfg, "error", "SOLVER.AMP.ENABLED", "needs a GPU", "AMP.ENABLED False")
+    _assert_one(cfg, "error", "SOLVER.AMP.DTYPE", "needs a GPU", "AMP.DTYPE bfloat16")
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    assert check(cfg, for_training=True) == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -249,7 +251,7 @@ def test_a_report_lists_every_error_in_a_paragraph_of_its_own(cfg):
         report(check(cfg, for_training=True))
     heading, first, second = str(raised.value).split("\n\n")
     assert heading == "2 mistakes were found before the start."
-    assert first.startswith("SOLVER.AMP.ENABLED: ")
+    assert first.startswith("SOLVER.AMP.DTYPE: ")
     assert second.startswith("MODEL.RETINANET.NUM_CLASSES: ")
     assert "set MODEL.RETINANET.NUM_CLASSES 3" in second
 

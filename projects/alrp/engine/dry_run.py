@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from detectron2.config import CfgNode
-from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from ..checkpoint import CheckedCheckpointer
 from ..memory import peak_memory
 from .checks import PUBLISHED_BATCH, published_learning_rate
+from .mixed_precision import iteration_trainer
 from .trainer import TrainingParts, distribute, epoch_length, memory_advice
 
 
@@ -31,8 +32,7 @@ def dry_run(parts: TrainingParts) -> str:
     """
     cfg = parts.cfg
     CheckedCheckpointer(parts.model, complete=False).load(cfg.MODEL.WEIGHTS)
-    trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-    trainer = trainer_class(distribute(parts.model), parts.data_loader, parts.optimizer)
+    trainer = iteration_trainer(cfg, distribute(parts.model), parts.data_loader, parts.optimizer)
     device = next(parts.model.parameters()).device
     on_gpu = device.type == "cuda"
     with memory_advice(cfg):

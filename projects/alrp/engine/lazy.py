@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
-from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, default_writers, hooks
+from detectron2.engine import HookBase, SimpleTrainer, default_writers, hooks
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
@@ -40,6 +40,7 @@ from .checks import (
     in_lazy_names,
 )
 from .command import run_command
+from .mixed_precision import MixedPrecisionTrainer
 from .preflight import report
 from .resuming import ContinuedMetrics, SeededIterations
 from .thresholds import StoreThresholds
@@ -145,6 +146,7 @@ def as_cfg_node(cfg: DictConfig) -> CfgNode:
     node.SOLVER.OPTIMIZER = _target_name(cfg.optimizer)
     node.SOLVER.BASE_LR = cfg.optimizer.lr
     node.SOLVER.AMP.ENABLED = train.amp.enabled
+    node.SOLVER.AMP.DTYPE = train.amp.get("dtype", node.SOLVER.AMP.DTYPE)
     node.SOLVER.MICRO_BATCH_SIZE = train.get("micro_batch_size", 0)
     # Milestones and warm-up of a multiplier are relative, so that none can lie beyond the end.
     node.SOLVER.MAX_ITER, node.SOLVER.STEPS, node.SOLVER.WARMUP_ITERS = train.max_iter, (), 0
@@ -208,8 +210,15 @@ class _LazyTrainer(CarefulFailures, SimpleTrainer):
     """Trains without a config of its own; failures are not followed by an evaluation."""
 
 
-class _LazyAMPTrainer(CarefulFailures, AMPTrainer):
+class _LazyAMPTrainer(CarefulFailures, MixedPrecisionTrainer):
     """As ``_LazyTrainer``, in mixed precision."""
+
+
+def _lazy_trainer(parts: TrainingParts, model: nn.Module) -> SimpleTrainer:
+    amp, arguments = parts.cfg.SOLVER.AMP, (model, parts.data_loader, parts.optimizer)
+    trainer = _LazyAMPTrainer(*arguments, amp.DTYPE) if amp.ENABLED else _LazyTrainer(*arguments)
+    trainer.cfg = parts.cfg
+    return trainer
 
 
 def train_lazy(cfg: DictConfig, *, resume: bool = False) -> None:
@@ -217,9 +226,7 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> None:
     parts, evaluator = build_lazy_parts(cfg), build_lazy_evaluator(cfg)
     with _naming("train.ddp"):
         model = distribute(parts.model, **cfg.train.ddp)
-    trainer_class = _LazyAMPTrainer if cfg.train.amp.enabled else _LazyTrainer
-    trainer = trainer_class(model, parts.data_loader, parts.optimizer)
-    trainer.cfg = parts.cfg
+    trainer = _lazy_trainer(parts, model)
     checkpointer = CheckedCheckpointer(
         model,
         cfg.train.output_dir,

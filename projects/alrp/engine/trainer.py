@@ -19,9 +19,7 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.engine import (
-    AMPTrainer,
     DefaultTrainer,
-    SimpleTrainer,
     TrainerBase,
     create_ddp_model,
     hooks,
@@ -38,6 +36,7 @@ from ..data.stream import with_places
 from ..errors import UserError
 from ..evaluation import APEvaluator, LRPEvaluator, with_completed_annotations
 from ..modeling.micro_batches import set_micro_batch_size
+from .mixed_precision import iteration_trainer
 from .resuming import ContinuedMetrics, SeededIterations
 from .thresholds import StoreThresholds
 
@@ -132,8 +131,7 @@ class Trainer(CarefulFailures, DefaultTrainer):
         parts = self.build_parts(self.auto_scale_workers(cfg, comm.get_world_size()))
         cfg, optimizer = parts.cfg, parts.optimizer
         model = distribute(parts.model)
-        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer_class(model, parts.data_loader, optimizer)
+        self._trainer = iteration_trainer(cfg, model, parts.data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = CheckedCheckpointer(
             model,

@@ -76,6 +76,8 @@ def read_by_commands(cfg: CfgNode, *, for_training: bool) -> Iterator[str]:
     if not for_training:
         return
     yield from _READ_BY_TRAINING
+    if cfg.SOLVER.AMP.ENABLED:
+        yield "SOLVER.AMP.DTYPE"
     if cfg.TEST.PRECISE_BN.ENABLED:
         yield "TEST.PRECISE_BN.NUM_ITER"
     clipping = cfg.SOLVER.CLIP_GRADIENTS

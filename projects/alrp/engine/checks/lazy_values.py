@@ -66,6 +66,9 @@ _EXPECTED = {
     "train": _ARGUMENTS,
     "train.amp": _ARGUMENTS,
     "train.amp.enabled": _FLAG,
+    "train.amp.dtype": Expected(
+        "float16 or bfloat16", lambda value: value in ("float16", "bfloat16"), needed=False
+    ),
     "train.checkpointer": _ARGUMENTS,
     "train.checkpointer.period": _whole("[1, inf)"),
     "train.checkpointer.max_to_keep": _whole("[1, inf)", needed=False),
@@ -128,6 +131,7 @@ _LAZY_NAMES = {
     "MODEL.WEIGHTS": "train.init_checkpoint",
     "OUTPUT_DIR": "train.output_dir",
     "SEED": "train.seed",
+    "SOLVER.AMP.DTYPE": "train.amp.dtype",
     "SOLVER.AMP.ENABLED": "train.amp.enabled",
     "SOLVER.BASE_LR": "optimizer.lr",
     "SOLVER.IMS_PER_BATCH": "dataloader.train.total_batch_size",

@@ -94,7 +94,7 @@ def _check_learning_rate(cfg: CfgNode) -> list[Finding]:
 
 
 def check_device(cfg: CfgNode, *, for_training: bool, world_size: int = 1) -> list[Finding]:
-    """The device is there for each process, and mixed precision is not asked for on the CPU."""
+    """The device is there for each process, and can do the mixed precision that is asked for."""
     name = cfg.MODEL.DEVICE
     try:
         device = torch.device(name)
@@ -115,9 +115,9 @@ def check_device(cfg: CfgNode, *, for_training: bool, world_size: int = 1) -> li
         what = f"{name!r} is one GPU, but {world_size} processes were asked for, one for each GPU"
         fix = "set MODEL.DEVICE cuda, or --num-gpus 1"
         findings.append(Finding("error", "MODEL.DEVICE", what, fix))
-    if for_training and cfg.SOLVER.AMP.ENABLED and device.type == "cpu":
-        what = "automatic mixed precision needs a GPU, but MODEL.DEVICE is cpu"
-        findings.append(
-            Finding("error", "SOLVER.AMP.ENABLED", what, "set SOLVER.AMP.ENABLED False")
-        )
+    amp = cfg.SOLVER.AMP
+    if for_training and amp.ENABLED and amp.DTYPE == "float16" and device.type == "cpu":
+        what = "float16 needs a GPU, but MODEL.DEVICE is cpu"
+        fix = "set SOLVER.AMP.DTYPE bfloat16 or SOLVER.AMP.ENABLED False"
+        findings.append(Finding("error", "SOLVER.AMP.DTYPE", what, fix))
     return findings

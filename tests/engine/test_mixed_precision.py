@@ -1,0 +1,84 @@
+"""``SOLVER.AMP``: training steps in float16 and bfloat16."""
+
+from __future__ import annotations
+
+import json
+import pytest
+import torch
+from torch import nn
+
+from alrp.engine import argument_parser, run_command
+from alrp.engine.mixed_precision import MixedPrecisionTrainer
+
+BFLOAT16 = {"SOLVER__AMP__ENABLED": True, "SOLVER__AMP__DTYPE": "bfloat16"}
+
+
+class Line(nn.Module):
+    """Loss of one weight; ``seen`` holds the dtypes of its products."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1, bias=False)
+        self.seen = []
+
+    def forward(self, data):
+        result = self.layer(data)
+        self.seen.append(result.dtype)
+        return {"loss": result.float().sum()}
+
+
+def one_step(dtype, value=1.0):
+    """(Trainer, change of the weight) of one iteration of SGD with rate 1."""
+    model = Line()
+    before = model.layer.weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    trainer = MixedPrecisionTrainer(model, [torch.full((1, 1), value)], optimizer, dtype)
+    trainer.train(0, 1)
+    return trainer, (model.layer.weight.detach() - before).item()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_products_are_of_the_dtype_and_updates_have_no_scale(dtype):
+    trainer, change = one_step(dtype, value=0.5)
+    assert trainer.model.seen == [getattr(torch, dtype)]
+    assert change == pytest.approx(-0.5)
+
+
+def test_float16_has_a_loss_scale_that_fits_and_bfloat16_none():
+    assert one_step("float16")[0].state_dict()["grad_scaler"]["scale"] == 2.0**13
+    assert one_step("bfloat16")[0].state_dict()["grad_scaler"] == {}
+
+
+def test_float16_leaves_out_an_update_that_overflows():
+    trainer, change = one_step("float16", value=60000.0)  # times 2^13 is beyond float16
+    assert change == 0.0
+    assert trainer.grad_scaler.get_scale() == 2.0**12
+
+
+@pytest.fixture
+def train(command_line, train_net, tmp_path):
+    """``train(*options, KEY=VALUE...)``: loss of the last iteration."""
+
+    def run(*options, **overrides):
+        arguments = command_line(*options, DATASETS__TEST=(), **overrides)
+        assert run_command(train_net.main, argument_parser().parse_args(arguments)) == 0
+        lines = (tmp_path / "output" / "metrics.json").read_text().splitlines()
+        row = json.loads(lines[-1])
+        assert row["iteration"] == overrides["SOLVER__MAX_ITER"] - 1
+        return row["total_loss"]
+
+    return run
+
+
+def test_a_cpu_trains_in_bfloat16_and_resumes_in_float32(train, caplog):
+    exact = train(SOLVER__MAX_ITER=1)
+    mixed = train(SOLVER__MAX_ITER=1, **BFLOAT16)
+    assert mixed != exact and mixed == pytest.approx(exact, rel=0.02)
+    assert train("--resume", SOLVER__MAX_ITER=2) < 2 * exact
+    assert train("--resume", SOLVER__MAX_ITER=3, **BFLOAT16) < 2 * exact
+
+
+def test_micro_batches_are_in_bfloat16_too(train):
+    overrides = {"MODEL__BACKBONE__NORM_EVAL": True, "SOLVER__MAX_ITER": 2, **BFLOAT16}
+    whole = train(**overrides)
+    assert train(SOLVER__MICRO_BATCH_SIZE=1, **overrides) == pytest.approx(whole, rel=0.01)
