@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import os
 import subprocess
 import sys
 import pytest
 import torch
 from helpers.emulated_gpu import EmulatedGPU
-from helpers.loss_cases import both, errors_for, total
+from helpers.loss_cases import errors_for, total
+from helpers.reference import rs_reference
 from torch.testing import assert_close
 
 from alrp.losses import rs_loss
 from alrp.losses.backends import choice, fused, operators
+from alrp.losses.backends.interface import HARD_STEP, Step
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -39,14 +42,18 @@ def use(monkeypatch):
     return choose
 
 
+def value_of(loss, logits, targets, errors, **options):
+    """One scalar; for RS Loss, IoUs are made of the errors."""
+    if loss != "rs":
+        return total(loss, logits, targets, errors, **options)
+    output = rs_loss(logits, targets, errors.detach() / 2, **options)
+    return 3 * output.ranking + output.sorting
+
+
 def differentiated(loss, logits, targets, errors, **options):
     """Value and gradients of a loss."""
     leaf, errors = logits.clone().requires_grad_(), errors.clone().requires_grad_()
-    if loss == "rs":
-        output = rs_loss(leaf, targets, errors.detach() / 2, **options)
-        value = 3 * output.ranking + output.sorting
-    else:
-        value = total(loss, leaf, targets, errors, **options)
+    value = value_of(loss, leaf, targets, errors, **options)
     value.backward()
     return value.detach(), leaf.grad, errors.grad
 
@@ -68,7 +75,10 @@ def test_losses_are_those_of_the_operators(use, loss, dtype):
     assert_close(results[1], results[0], rtol=2 * tolerance, atol=1e-3 * tolerance)
 
 
-@both
+all_three = pytest.mark.parametrize("loss", ["alrp", "ap", "rs"])
+
+
+@all_three
 @pytest.mark.parametrize("num_positives, scale", [(1, 2.0), (40, 1e5), (40, 0.0), (399, 2.0)])
 def test_odd_batches_are_those_of_the_operators(use, loss, num_positives, scale):
     """One positive; huge logits; all logits equal; hardly a negative."""
@@ -78,7 +88,47 @@ def test_odd_batches_are_those_of_the_operators(use, loss, num_positives, scale)
     for module in (operators, fused):
         use(module)
         results.append(differentiated(loss, logits, targets, errors))
-    assert_close(results[1], results[0], rtol=1e-10, atol=1e-13)
+    # Sums by levels lose digits where logits are huge beside delta; sums of pairs do not.
+    assert_close(results[1], results[0], rtol=1e-8 if loss == "rs" else 1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("delta", [0.0, 0.5])
+def test_rs_loss_is_the_sum_over_all_pairs(use, delta):
+    """With ties among logits, and among IoUs."""
+    use(fused)
+    logits, targets = case(dtype=torch.float64)
+    ious = torch.linspace(0, 1, 40, dtype=torch.float64).mul(10).round().flip(0) / 10
+    leaf = logits.clone().requires_grad_()
+    found = rs_loss(leaf, targets, ious.to(DEVICE), delta=delta)
+    found.ranking.backward(retain_graph=True)
+    grad_ranking = leaf.grad.clone()
+    (3 * found.sorting).backward()
+    finite = logits.nan_to_num().cpu().numpy()
+    expected = rs_reference(finite, targets.cpu().numpy(), ious.numpy(), delta)
+    assert expected.sorting > 0.01
+    values = [found.ranking.item(), found.sorting.item()]
+    np.testing.assert_allclose(values, expected[:2], rtol=1e-12)
+    for actual, wanted in (
+        (grad_ranking, expected.grad_ranking),
+        (leaf.grad - grad_ranking, 3 * expected.grad_sorting),
+    ):
+        np.testing.assert_allclose(actual.cpu(), wanted, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("step", [Step(0.5), HARD_STEP], ids=["smooth", "hard"])
+@pytest.mark.parametrize("num_positives", [1, 2, 16, 65, 200])
+def test_sorting_by_pairs_is_sorting_by_levels(num_positives, step, monkeypatch):
+    """Also on either side of the end of a tile."""
+    generator = torch.Generator().manual_seed(num_positives)
+    logits = torch.randn(num_positives, generator=generator).mul(4).round().sort().values
+    logits = logits.double().to(DEVICE)
+    ious = torch.rand(num_positives, generator=generator).mul(20).round().div(20).double()
+    ious = ious.to(DEVICE)
+    by_pairs = fused.sorting_errors(logits, ious, step)
+    monkeypatch.setattr(fused, "_MOST_PAIRED", 0)
+    by_levels = fused.sorting_errors(logits, ious, step)
+    assert_close(tuple(by_pairs), tuple(by_levels), rtol=1e-12, atol=1e-14)
+    assert num_positives < 16 or by_pairs.gradient.any()
 
 
 def test_a_survey_finds_what_the_operators_find(monkeypatch):
@@ -100,7 +150,7 @@ def test_a_survey_finds_what_the_operators_find(monkeypatch):
         assert found.positives.tolist() == expected.positives.tolist()
 
 
-@both
+@all_three
 def test_two_runs_give_the_same_bits(use, loss, monkeypatch):
     """Though programs add to common sums in any order."""
     use(fused)
@@ -114,8 +164,10 @@ def test_two_runs_give_the_same_bits(use, loss, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="launches are counted by emulation")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@both
-def test_a_call_launches_at_most_40_kernels_and_waits_once(loss, dtype):
+@pytest.mark.parametrize(
+    "loss, options", [("alrp", {}), ("ap", {}), ("rs", {}), ("rs", {"delta": 0.0})]
+)
+def test_a_call_launches_at_most_40_kernels_and_waits_once(loss, options, dtype):
     """Forward and backward; a survey's read is the wait."""
     logits, targets = case(size=3000, dtype=dtype)
     counts = []
@@ -125,8 +177,13 @@ def test_a_call_launches_at_most_40_kernels_and_waits_once(loss, dtype):
             marks = targets[:size].cuda()
             errors = errors_for(targets[:size], False, dtype).cuda().requires_grad_()
             leaf = logits[:size].cuda().requires_grad_()
+            ious = errors.detach() / 2
             gpu.clear()
-            total(loss, leaf, marks, errors).backward()
+            if loss == "rs":
+                value = torch.add(*rs_loss(leaf, marks, ious, **options))
+            else:
+                value = total(loss, leaf, marks, errors)
+            value.backward()
             counts.append(len(gpu.launches))
             assert len(gpu.waits) == 1
     assert counts[0] == counts[1] <= 40
@@ -151,17 +208,19 @@ COMPILE = """
 import itertools, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from alrp.losses.backends import fused_kernels as kernels
+from alrp.losses.backends import fused_kernels, pair_kernels
 
 POINTERS = {
     **dict.fromkeys(["logits", "values_in", "results"], "FLOAT"),
     **dict.fromkeys(["cls_value", "loc_value", "own_ranks", "loc_weights"], "*fp32"),
+    **dict.fromkeys(["ranking_value", "sorting_value"], "*fp32"),
     **dict.fromkeys(["counts", "owners", "point_owners"], "*i32"),
     **dict.fromkeys(["lower", "upper", "point_lower", "point_upper"], "*i32"),
     **dict.fromkeys(["is_covered", "is_point_covered"], "*i8"),
     **dict.fromkeys(["facts", "ends", "positives", "sums", "order"], "*i64"),
 }
 CONSTANTS = {"BLOCK": 1024, "NUM_STEPS": 12, "TURNS": 16, "OWNED": True, "WEIGHTED": True}
+CONSTANTS.update(ROWS=16, COLUMNS=64)
 WIDE = {"FLOAT": "*fp64", "CELLS": "*i32", "TARGETS": "*i64", "SIZE": "i64"}
 NARROW = {"FLOAT": "*fp32", "CELLS": "*i16", "TARGETS": "*i8", "SIZE": "i32"}
 
@@ -185,11 +244,11 @@ def type_of(kernel, name, kinds):
 
 for kernel, kinds in itertools.product(
     "survey place_positives merge locate collect integrate row_sums alrp_values column_profile"
-    " evaluate".split(), (NARROW, WIDE)
+    " evaluate rs_values find_sorting_errors find_sorting_gradient".split(), (NARROW, WIDE)
 ):
     if kinds is WIDE and kernel not in ("survey", "place_positives", "locate", "evaluate"):
         continue
-    function = getattr(kernels, kernel)
+    function = getattr(fused_kernels, kernel, None) or getattr(pair_kernels, kernel)
     signature = {name: type_of(kernel, name, kinds) for name in function.arg_names}
     constants = {name: CONSTANTS[name] for name in function.arg_names if name in CONSTANTS}
     source = ASTSource(function, signature, constants)
@@ -207,4 +266,4 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path):
         [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    assert len(result.stdout.split()) == 14
+    assert len(result.stdout.split()) == 17

@@ -8,6 +8,7 @@ among equal logits, the later entry comes first. "float64" means float32 on MPS,
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import NamedTuple
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .backends.choice import backend
-from .backends.interface import StepMatrix
+from .backends.interface import HARD_STEP, Step, StepMatrix
 from .inputs import NonFiniteError
 from .processes import SharedPositives
 from .reductions import accumulation_dtype
@@ -52,16 +53,23 @@ class Ranking:
         shared: the positives of all processes, process by process.
         order: (P,) int64; ``order[i]`` is the index in ``shared`` of the i-th positive.
         false_positives: (P,) float64, smoothed number of negatives ranked above each positive.
-        rank: (P,) float64, smoothed rank of each positive, >= 1.
         matrix: the smoothed step with the positives as queries.
+        step: between the queries.
     """
 
     positives: Tensor
     shared: SharedPositives
     order: Tensor
     false_positives: Tensor
-    rank: Tensor
     matrix: StepMatrix
+    step: Step
+
+    @functools.cached_property
+    def rank(self) -> Tensor:
+        """(P,) float64, smoothed rank of each positive, >= 1; of no use after the hard step."""
+        # Each positive counts itself as 1, of which H(0) = 1/2 is among those above.
+        rank = self.matrix.among_queries() + 0.5 + self.false_positives
+        return rank.clamp(min=1.0)  # rounding could give less
 
     def gather_sorted(self, own_values: Tensor) -> Tensor:
         """(P,) float64 values of all positives, from this process's (P_own,) in targets order.
@@ -69,7 +77,7 @@ class Ranking:
         A collective call: all processes that are ranked together must make it.
         """
         values = self.shared.gather(own_values).index_select(0, self.order)
-        return values.to(self.rank.dtype)
+        return values.to(self.false_positives.dtype)
 
     def own(self, values: Tensor) -> Tensor:
         """(P_own,) values of this process's positives in targets order, from (P,) of all."""
@@ -81,7 +89,7 @@ class Ranking:
         cells: Tensor,
         logits: Tensor,
         scale: Tensor,
-        among_positives: Tensor | None = None,
+        among_positives: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """The error-driven update of the logits (arXiv:2009.13592, Eqs. 4 to 6 and Alg. 1).
 
@@ -93,7 +101,8 @@ class Ranking:
             cells: (S,) the negatives' cells in ``matrix``, from :func:`rank_positives`.
             logits: (S,) those that were ranked.
             scale: scalar, the gradient that autograd passes down to the loss.
-            among_positives: (P,) added to the gradient of the positives, already scaled.
+            among_positives: of a loss between the positives that is a mean over them: (P,) float64
+                gradient of its sum, and the scalar that autograd passes down to it.
 
         Returns:
             Tensor: (S,) in the dtype of ``logits``; sums to zero over all processes.
@@ -104,7 +113,9 @@ class Ranking:
         shares = scaled / self.false_positives.clamp(min=least)
         gradient = self.matrix.rmatvec(shares, cells, logits)
         if among_positives is not None:
-            scaled = scaled - self.shared.scaled_up(among_positives)
+            update, scale = among_positives
+            scale = self.shared.scaled_up(scale.to(errors.dtype))
+            scaled = torch.addcmul(scaled, update, scale, value=-1.0 / errors.numel())
         # Until now 0 there.
         return gradient.index_add_(0, self.positives, self.own(scaled).to(gradient.dtype), alpha=-1)
 
@@ -125,7 +136,7 @@ def rank_positives(
     Args:
         logits: (S,) of :func:`checked_logits`.
         targets: (S,) 1 positive, 0 negative, anything else ignored.
-        delta: half width of the step.
+        delta: half width of the step; 0 for the hard step, which is 1 at 0.
         per_positive: checked to match the positives, if given.
         group: processes whose mini-batches are ranked together; None for this one's alone.
 
@@ -151,13 +162,28 @@ def rank_positives(
     matrix_type = backend(logits.device).matrix
     # Sorted descending and flipped: of equal positives, the first must rank highest.
     order = matrix_type.descending_order(pos_logits).flip(0)
-    matrix = matrix_type(pos_logits.index_select(0, order), delta)
+    queries = pos_logits.index_select(0, order)
+    step = Step(delta) if delta else HARD_STEP
+    if not delta:
+        queries, logits = _as_ordinals(queries, logits)
+    matrix = matrix_type(queries, step.delta)
     negatives = matrix.locate(logits, targets)
-    num_above = matrix.among_queries()
     false_positives = shared.sum(matrix.matvec(negatives))
-    # Each positive counts itself as 1, of which H(0) = 1/2 is among those above.
-    rank = (num_above + 0.5 + false_positives).clamp(min=1.0)  # rounding could give less
-    return Ranking(positives, shared, order, false_positives, rank, matrix), negatives.cells
+    return Ranking(positives, shared, order, false_positives, matrix, step), negatives.cells
+
+
+def _as_ordinals(queries: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers between which ``HARD_STEP`` is the hard step between the logits.
+
+    Returns:
+        tuple[Tensor, Tensor]: (P,) and (S,), for each query and each entry how many queries are not
+        above it, and 0.5 more for entries. So no entry is within 0.25 of a query.
+    """
+
+    def num_up_to(values: Tensor) -> Tensor:
+        return torch.searchsorted(queries, values, right=True).to(logits.dtype)
+
+    return num_up_to(queries), num_up_to(logits).add_(0.5)
 
 
 def _checked_positives(
@@ -169,7 +195,7 @@ def _checked_positives(
         logits: (S,) of :func:`checked_logits`.
         targets: (S,) 1 positive, 0 negative, anything else ignored.
         per_positive: if the loss has such values.
-        delta: half width of the step.
+        delta: half width of the step; 0 for the hard step.
 
     Returns:
         Tensor: (P_own,) int64, ascending.
@@ -194,7 +220,7 @@ def _checked_positives(
             f"{meaning}."
         )
     resolution = torch.finfo(accumulation_dtype(logits.device)).eps * _RESOLUTION
-    if found.largest * resolution > delta:
+    if found.largest * resolution > delta > 0:
         raise NonFiniteError(
             f"logits: positives reach {found.largest:.3g}, beside which delta {delta:g} vanishes; "
             "look for a learning rate that is too high or broken weights, or take a larger delta."

@@ -8,13 +8,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .backends.choice import backend
+from .backends.interface import HARD_STEP
 from .inputs import FLOAT_DTYPES, checked_logits
-from .processes import SharedPositives
 from .ranking import Ranking, ValuePerPositive, rank_positives
-from .sorting import Step, sorting_errors
-
-# The hard step as a smoothed one, between the whole numbers that _as_ordinals() makes.
-_HARD_STEP = Step(delta=0.25, shift=0.5)
 
 
 class RSLossOutput(NamedTuple):
@@ -50,8 +47,9 @@ def rs_loss(
     it for a negative. The sorting part jumps where two IoUs become equal, so compute them in at
     least float32.
 
-    Time is O((S + P) log P), memory O(S + P), as for :func:`alrp.losses.alrp_loss`. Rounding errors
-    grow like ``1e-16 * P * max(abs(logits)) / delta``.
+    Time is O((S + P) log P), memory O(S + P), as for :func:`alrp.losses.alrp_loss`; on a GPU with
+    Triton, up to 16,384 positives are compared pair by pair. Rounding errors grow like
+    ``1e-16 * P * max(abs(logits)) / delta``.
 
     Args:
         logits: (S,) raw scores, float16, bfloat16, float32 or float64.
@@ -83,68 +81,49 @@ def rs_loss(
             f"ious must be 1-D and floating point, but are {ious.dtype} of shape "
             f"{tuple(ious.shape)}; pass one IoU per positive."
         )
-    logits = checked_logits(logits, targets, delta or _HARD_STEP.delta)
-    step = Step(delta) if delta else _HARD_STEP
-    ranked = rank_positives(
-        logits if delta else _as_ordinals(logits.detach(), targets, group),
-        targets,
-        step.delta,
-        ValuePerPositive("ious", ious, "pass the IoU of each positive's box", most=1.0),
-        group,
-    )
+    logits = checked_logits(logits, targets, delta or HARD_STEP.delta)
+    per_positive = ValuePerPositive("ious", ious, "pass the IoU of each positive's box", most=1.0)
+    ranked = rank_positives(logits, targets, delta, per_positive, group)
     if ranked is None:
         # An empty sum is 0 even if an ignored logit is Inf, and keeps the logits in the graph.
         return RSLossOutput(logits[:0].sum(), logits[:0].sum())
 
     ranking, cells = ranked
     with torch.no_grad():
-        found = sorting_errors(ranking.matrix.queries, ranking.gather_sorted(ious), step)
-        errors = ranking.false_positives / (found.rank + ranking.false_positives)
-        values = torch.stack([errors.mean(), found.errors.mean()]).to(logits.dtype)
-    return RSLossOutput(*_RankAndSort.apply(logits, values, ranking, errors, found.gradient, cells))
-
-
-def _as_ordinals(logits: Tensor, targets: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """(S,) how many positives are not above each entry, and 0.5 more for entries that are none.
-
-    Between these numbers the hard step is a smoothed one: no negative is within 0.25 of a positive.
-    What is not finite stays so, to be refused.
-    """
-    is_positive = targets == 1
-    own = logits[is_positive]
-    positives = SharedPositives(len(own), logits.device, group).gather(own).sort().values
-    ordinals = torch.searchsorted(positives, logits, right=True).to(logits.dtype)
-    ordinals += 0.5 * ~is_positive
-    return torch.where(logits.isfinite(), ordinals, logits)
+        chosen = backend(logits.device)
+        sorted_ious = ranking.gather_sorted(ious)
+        found = chosen.sorting_errors(ranking.matrix.queries, sorted_ious, ranking.step)
+        values = chosen.rs_values(ranking.false_positives, found.rank, found.errors, logits.dtype)
+    return RSLossOutput(*_RankAndSort.apply(logits, ranking, cells, found.gradient, *values))
 
 
 class _RankAndSort(torch.autograd.Function):
-    """Gives each of two values its part of the gradient, in one array."""
+    """Gives each of the two values its part of the gradient, in one array."""
 
     @staticmethod
     def forward(
         ctx,
         logits: Tensor,
-        values: Tensor,
         ranking: Ranking,
-        errors: Tensor,
-        among_positives: Tensor,
         cells: Tensor,
+        among_positives: Tensor,
+        ranking_value: Tensor,
+        sorting_value: Tensor,
+        errors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(logits, errors, among_positives, cells)
         ctx.ranking = ranking
-        return values[0].clone(), values[1].clone()
+        return ranking_value.detach(), sorting_value.detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_ranking: Tensor, grad_sorting: Tensor):
         logits, errors, among_positives, cells = ctx.saved_tensors
-        scale = grad_sorting.to(errors.dtype) / errors.numel()
         # After the hard step the logits do not matter: all that they find is constant in a cell.
         gradient = ctx.ranking.gradient(
-            errors, cells, logits, grad_ranking, scale * among_positives
+            errors, cells, logits, grad_ranking, (among_positives, grad_sorting)
         )
-        return gradient, None, None, None, None, None
+        return gradient, None, None, None, None, None, None
 
 
 class RSLoss(nn.Module):

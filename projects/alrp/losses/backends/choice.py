@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from . import operators
-from .interface import ALRPValues, StepMatrix, Survey
+from .interface import ALRPValues, RSValues, SortingErrors, Step, StepMatrix, Survey
+from .sorting import sorting_errors
 
 
 class Backend(NamedTuple):
@@ -20,10 +21,10 @@ class Backend(NamedTuple):
         survey: function of logits (S,), targets (S,), one value per positive (P_own,), and the
             greatest that such a value may be.
         matrix: its subclass of :class:`StepMatrix`.
-        sums_below: sums over the places between two cuts whose rank is below a limit, for all
-            queries at once: function of weights (P, K) float64, K at each place; ranks (P,) int64,
-            a permutation of 0 to P - 1; limits (Q,) int64 in [0, P - 1]; cuts (Q, C) int64 in
-            [0, P], ascending. Gives (Q, C - 1, K). Sums of whole numbers are exact.
+        sorting_errors: see :func:`alrp.losses.backends.sorting.sorting_errors`: function of logits
+            and IoUs of the positives, both (P,) float64, the logits ascending; and of the step.
+        rs_values: the values of RS Loss: function of false positives, ranks among the positives,
+            and sorting errors, all (P,) float64; and of the dtype of the values.
         alrp_values: the values of aLRP Loss: function of false positives, ranks, localisation
             errors, and sums of these at and above each positive, with half of its own, all (P,)
             float64; of ``Ranking.order``; of ``eps``; and of the dtypes of ``cls`` and ``loc``.
@@ -31,7 +32,8 @@ class Backend(NamedTuple):
 
     survey: Callable[..., Survey]
     matrix: type[StepMatrix]
-    sums_below: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    sorting_errors: Callable[[Tensor, Tensor, Step], SortingErrors]
+    rs_values: Callable[..., RSValues]
     alrp_values: Callable[..., ALRPValues]
 
 
@@ -45,14 +47,28 @@ def backend(device: torch.device) -> Backend:
         from . import compiled
 
         return Backend(
-            compiled.survey, compiled.CompiledMatrix, compiled.sums_below, operators.alrp_values
+            compiled.survey,
+            compiled.CompiledMatrix,
+            functools.partial(sorting_errors, sums_below=compiled.sums_below),
+            operators.rs_values,
+            operators.alrp_values,
         )
     if _has_triton(device):
         from . import fused
 
-        return Backend(fused.survey, fused.FusedMatrix, operators.sums_below, fused.alrp_values)
+        return Backend(
+            fused.survey,
+            fused.FusedMatrix,
+            fused.sorting_errors,
+            fused.rs_values,
+            fused.alrp_values,
+        )
     return Backend(
-        operators.survey, operators.OperatorMatrix, operators.sums_below, operators.alrp_values
+        operators.survey,
+        operators.OperatorMatrix,
+        functools.partial(sorting_errors, sums_below=operators.sums_below),
+        operators.rs_values,
+        operators.alrp_values,
     )
 
 

@@ -120,7 +120,7 @@ class CompiledMatrix(CellSumMatrix):
 
 
 def sums_below(weights: Tensor, ranks: Tensor, limits: Tensor, cuts: Tensor) -> Tensor:
-    """See :class:`Backend`."""
+    """See ``SumsBelow`` in :mod:`.sorting`."""
     arrays = map(_array, (weights, ranks, limits, cuts))
     return torch.from_numpy(kernels.sums_below(*arrays))
 

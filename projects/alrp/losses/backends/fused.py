@@ -12,14 +12,28 @@ import torch
 from torch import Tensor
 
 from . import fused_kernels as kernels
-from .interface import ALRPValues, LocatedKeys, StepMatrix, Survey, cell_dtype
-from .operators import OperatorMatrix
+from . import pair_kernels
+from .interface import (
+    ALRPValues,
+    LocatedKeys,
+    RSValues,
+    SortingErrors,
+    Step,
+    StepMatrix,
+    Survey,
+    cell_dtype,
+)
+from .operators import OperatorMatrix, sums_below
+from .sorting import sorting_errors as sorting_errors_by_levels
 
 # Entries of one program: of a pass over many entries, and of a sequential one.
 _BLOCK = 1024
 _SEQUENTIAL_BLOCK = 2048
 # Copies of the sums of the cells: atomic additions to one place wait for each other.
 _TURNS = 16
+# Pairs of one program at a time, where all pairs of positives are formed.
+_ROWS, _COLUMNS = 16, 64
+_MOST_PAIRED = 1 << 14  # positives, see sorting_errors()
 
 
 def survey(logits: Tensor, targets: Tensor, values: Tensor, most: float = math.inf) -> Survey:
@@ -140,6 +154,45 @@ class FusedMatrix(StepMatrix):
         return sums
 
 
+def sorting_errors(logits: Tensor, ious: Tensor, step: Step) -> SortingErrors:
+    """See :func:`alrp.losses.backends.sorting.sorting_errors`.
+
+    Here from all pairs, in two kernels: O(P^2) time and O(P) memory. The sums by levels, which are
+    O(P log P), take hundreds of small kernels: milliseconds of launches, in which a GPU forms the
+    pairs of thousands of positives. So they wait until there are more than 16,384.
+    """
+    num_queries = len(logits)
+    if num_queries > _MOST_PAIRED:
+        return sorting_errors_by_levels(logits, ious, step, sums_below)
+    rank, errors, shares, gradient = logits.new_empty(4, num_queries)
+    sizes = num_queries, _bits_of(step.delta), _bits_of(step.shift)
+    num_programs = -(-num_queries // _ROWS)
+    tile = {"ROWS": _ROWS, "COLUMNS": _COLUMNS}
+    ious = ious.contiguous()
+    with _current(logits.device):
+        pair_kernels.find_sorting_errors[(num_programs,)](
+            logits, ious, rank, errors, shares, *sizes, **tile
+        )
+        pair_kernels.find_sorting_gradient[(num_programs,)](
+            logits, ious, errors, shares, gradient, *sizes, **tile
+        )
+    return SortingErrors(rank, errors, gradient)
+
+
+def rs_values(
+    false_positives: Tensor,
+    rank_among_positives: Tensor,
+    sorting_errors: Tensor,
+    dtype: torch.dtype,
+) -> RSValues:
+    """See :class:`Backend`."""
+    inputs = [x.contiguous() for x in (false_positives, rank_among_positives, sorting_errors)]
+    ranking, sorting = (false_positives.new_empty((), dtype=dtype) for _ in range(2))
+    values = RSValues(ranking, sorting, torch.empty_like(false_positives))
+    _launch_sequential(kernels.rs_values, *inputs, *values, len(false_positives))
+    return values
+
+
 def alrp_values(
     false_positives: Tensor,
     rank: Tensor,
@@ -174,6 +227,8 @@ def try_out(device: torch.device) -> None:
     matrix.rmatvec(sums[0], keys.cells, logits)
     order = matrix.descending_order(matrix.queries)
     alrp_values(*sums, matrix.queries, order, 0.0, logits.dtype, logits.dtype)
+    errors = sorting_errors(matrix.queries, matrix.queries, Step(1.0))
+    rs_values(sums[0], errors.rank, errors.errors, logits.dtype)
 
 
 def _as_integers(targets: Tensor) -> Tensor:

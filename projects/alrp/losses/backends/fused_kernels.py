@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 
-def _kernel(function):
+def kernel(function):
     """Compiled once for all sizes: Triton would compile again where one is a multiple of 16."""
     names = inspect.signature(function).parameters
     numbers = [name for name in names if name.startswith("num_") or name.endswith("_bits")]
@@ -27,7 +27,7 @@ def _entries(BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _float_of(bits):
+def float_of(bits):
     """A float64; the bits of 0 come as an integer of 32 bits."""
     return bits.to(tl.int64).to(tl.float64, bitcast=True)
 
@@ -38,7 +38,7 @@ def _zero(BLOCK: tl.constexpr):
     return tl.sum(tl.zeros([BLOCK], tl.float64), 0)
 
 
-@_kernel
+@kernel
 def survey(
     logits, targets, values, most, facts, counts, num_entries, num_values, BLOCK: tl.constexpr
 ):
@@ -75,7 +75,7 @@ def survey(
     )
 
 
-@_kernel
+@kernel
 def place_positives(targets, counts, ends, positives, num_entries, BLOCK: tl.constexpr):
     """Write the indices of the positives, ascending; ``ends`` are prefix sums of ``counts``."""
     count = tl.load(counts + tl.program_id(0))
@@ -114,7 +114,7 @@ def _num_below(
     return low
 
 
-@_kernel
+@kernel
 def merge(
     queries,
     exact_queries,
@@ -144,7 +144,7 @@ def merge(
     (-1 - i for the upper knot of query i), and whether it is covered; for each point the same, with
     -1 for knots.
     """
-    delta = _float_of(delta_bits)
+    delta = float_of(delta_bits)
     i = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int32)
     mask = i < num_queries
     query = tl.load(queries + i, mask=mask, other=0.0).to(tl.float64)
@@ -186,7 +186,7 @@ def merge(
     tl.store(is_point_covered + place, 1, mask=mask)
 
 
-@_kernel
+@kernel
 def locate(
     logits,
     targets,
@@ -222,7 +222,7 @@ def locate(
 
     is_summed = cell > 0
     left = tl.load(edges + cell, mask=is_summed, other=0.0)
-    scale = _float_of(scale_bits)
+    scale = float_of(scale_bits)
     distance = tl.where(is_summed, tl.minimum((x - left) * scale, 2.0), 0.0) * 2147483648.0
     coarse = distance.to(tl.int64)
     fine = ((distance - coarse.to(tl.float64)) * 2147483648.0).to(tl.int64)
@@ -248,7 +248,7 @@ def locate(
     tl.atomic_add(turn + 2 * num_cells + cell, fine, mask=is_other, sem="relaxed")
 
 
-@_kernel
+@kernel
 def collect(sums, mass, moment, num_cells, scale_bits, TURNS: tl.constexpr, BLOCK: tl.constexpr):
     """Write mass and moment of each cell, in float64, from the sums of :func:`locate`."""
     cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -261,13 +261,13 @@ def collect(sums, mass, moment, num_cells, scale_bits, TURNS: tl.constexpr, BLOC
         count += tl.load(part, mask=mask, other=0)
         coarse += tl.load(part + num_cells, mask=mask, other=0)
         fine += tl.load(part + 2 * num_cells, mask=mask, other=0)
-    unit = 1.0 / (_float_of(scale_bits) * 2147483648.0)
+    unit = 1.0 / (float_of(scale_bits) * 2147483648.0)
     total = coarse.to(tl.float64) + fine.to(tl.float64) / 2147483648.0
     tl.store(mass + cell, count.to(tl.float64), mask=mask)
     tl.store(moment + cell, total * unit, mask=mask)
 
 
-@_kernel
+@kernel
 def integrate(
     points,
     is_covered,
@@ -314,7 +314,7 @@ def integrate(
         start += BLOCK
 
 
-@_kernel
+@kernel
 def row_sums(areas, lower, upper, sums, num_queries, delta_bits, BLOCK: tl.constexpr):
     """Write the sum of each row: the mean of the weight above, over its linear part."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -322,11 +322,11 @@ def row_sums(areas, lower, upper, sums, num_queries, delta_bits, BLOCK: tl.const
     area = tl.load(areas + tl.load(lower + i, mask=mask, other=0), mask=mask, other=0.0)
     area -= tl.load(areas + tl.load(upper + i, mask=mask, other=0), mask=mask, other=0.0)
     # The areas are sums by blocks, which rounding could leave the wrong way round.
-    mean = tl.maximum(area, 0.0) / (2.0 * _float_of(delta_bits))
+    mean = tl.maximum(area, 0.0) / (2.0 * float_of(delta_bits))
     tl.store(sums + i, mean, mask=mask)
 
 
-@_kernel
+@kernel
 def alrp_values(
     false_positives,
     ranks,
@@ -343,7 +343,7 @@ def alrp_values(
     BLOCK: tl.constexpr,
 ):
     """Write the parts of :class:`ALRPValues`. Sequential."""
-    eps = _float_of(eps_bits)
+    eps = float_of(eps_bits)
     cls = _zero(BLOCK)
     loc = _zero(BLOCK)
     weight_so_far = _zero(BLOCK)
@@ -370,7 +370,36 @@ def alrp_values(
     tl.store(loc_value, loc)
 
 
-@_kernel
+@kernel
+def rs_values(
+    false_positives,
+    ranks,
+    sorting_errors,
+    ranking_value,
+    sorting_value,
+    ranking_errors,
+    num_queries,
+    BLOCK: tl.constexpr,
+):
+    """Write the parts of :class:`RSValues`; ranks are those among the positives. Sequential."""
+    ranking = _zero(BLOCK)
+    sorting = _zero(BLOCK)
+    start = 0
+    while start < num_queries:
+        i = start + tl.arange(0, BLOCK)
+        mask = i < num_queries
+        false_positive = tl.load(false_positives + i, mask=mask, other=0.0)
+        rank = tl.load(ranks + i, mask=mask, other=1.0) + false_positive
+        error = false_positive / rank
+        tl.store(ranking_errors + i, error, mask=mask)
+        ranking += tl.sum(error, 0)
+        sorting += tl.sum(tl.load(sorting_errors + i, mask=mask, other=0.0), 0)
+        start += BLOCK
+    tl.store(ranking_value, ranking / num_queries)
+    tl.store(sorting_value, sorting / num_queries)
+
+
+@kernel
 def column_profile(
     weights,
     owners,
@@ -386,7 +415,7 @@ def column_profile(
 
     Sequential, from cell 1 up.
     """
-    two_delta = 2.0 * _float_of(delta_bits)
+    two_delta = 2.0 * float_of(delta_bits)
     rise = _zero(BLOCK)
     value = _zero(BLOCK)
     start = 1
@@ -410,7 +439,7 @@ def column_profile(
         start += BLOCK
 
 
-@_kernel
+@kernel
 def evaluate(logits, cells, edges, values, slopes, results, num_entries, BLOCK: tl.constexpr):
     """Write the linear function of each key's cell at the key; exactly 0 in cell 0."""
     i = _entries(BLOCK)

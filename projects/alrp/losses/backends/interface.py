@@ -81,6 +81,50 @@ class ALRPValues(NamedTuple):
     loc_weights: Tensor
 
 
+class RSValues(NamedTuple):
+    """What RS Loss is made of, see ``Backend.rs_values``.
+
+    Attributes:
+        ranking: scalar, mean of the ranking errors.
+        sorting: scalar, mean of the sorting errors.
+        ranking_errors: (P,) float64, false positives / rank.
+    """
+
+    ranking: Tensor
+    sorting: Tensor
+    ranking_errors: Tensor
+
+
+class Step(NamedTuple):
+    """The step of a ranking, ``H(x) = clamp((x + shift) / (2 * delta) + 0.5, 0, 1)``.
+
+    Attributes:
+        delta: half width of the linear part.
+        shift: where not 0, the step between two positives is 1 at 0.
+    """
+
+    delta: float
+    shift: float = 0.0
+
+
+# The step that jumps from 0 to 1 at 0, between numbers that are 0.5 apart, see ranking.py.
+HARD_STEP = Step(delta=0.25, shift=0.5)
+
+
+class SortingErrors(NamedTuple):
+    """What ``Backend.sorting_errors`` finds, each (P,) float64.
+
+    Attributes:
+        rank: smoothed rank among the positives, ``sum_j H(s_j - s_i)``, j = i included.
+        errors: sorting error of each positive, current minus target.
+        gradient: of the sum of the errors, by the error-driven update.
+    """
+
+    rank: Tensor
+    errors: Tensor
+    gradient: Tensor
+
+
 class StepMatrix(ABC):
     """The matrix ``H[i, k] = H(keys[k] - queries[i])`` of fixed queries and any keys.
 

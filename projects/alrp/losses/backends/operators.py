@@ -19,7 +19,7 @@ from ..reductions import (
     prefix_sum_from_zero,
     suffix_sum,
 )
-from .interface import ALRPValues, CellSumMatrix, LocatedKeys, Survey, cell_dtype
+from .interface import ALRPValues, CellSumMatrix, LocatedKeys, RSValues, Survey, cell_dtype
 
 # Entries worked on at a time: temporaries take up to 50 bytes per entry, so 200 MB per block.
 _BLOCK = 1 << 22
@@ -146,7 +146,7 @@ def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def sums_below(weights: Tensor, ranks: Tensor, limits: Tensor, cuts: Tensor) -> Tensor:
-    """See :class:`Backend`; by a wavelet matrix, of which only one level exists at a time.
+    """See ``SumsBelow`` in :mod:`.sorting`; by a wavelet matrix, one level of it at a time.
 
     From the highest bit of the ranks on, the places are split by that bit, zeros first. Where the
     limit of a query has the bit, its zeros are below the limit, and are summed; the ones are yet to
@@ -169,6 +169,17 @@ def sums_below(weights: Tensor, ranks: Tensor, limits: Tensor, cuts: Tensor) -> 
         sums += torch.where(has_bit[..., None], prefix_sum_from_zero(weights)[zero_cuts], 0.0)
         cuts = torch.where(has_bit, num_zeros + cuts - zero_cuts, zero_cuts)
     return sums.diff(dim=1)
+
+
+def rs_values(
+    false_positives: Tensor,
+    rank_among_positives: Tensor,
+    sorting_errors: Tensor,
+    dtype: torch.dtype,
+) -> RSValues:
+    """See :class:`Backend`."""
+    errors = false_positives / (rank_among_positives + false_positives)
+    return RSValues(errors.mean().to(dtype), sorting_errors.mean().to(dtype), errors)
 
 
 def alrp_values(

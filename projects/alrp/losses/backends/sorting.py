@@ -5,41 +5,23 @@ Shape shorthand: P positives, in ascending order of their logits. "float64" mean
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Callable
 import torch
 from torch import Tensor
 
-from .backends.choice import backend
-from .reductions import prefix_sum_from_zero
+from ..reductions import prefix_sum_from_zero
+from .interface import SortingErrors, Step
+
+# Function of weights (P, K) float64, K at each place; ranks (P,) int64, a permutation of 0 to
+# P - 1; limits (Q,) int64 in [0, P - 1]; cuts (Q, C) int64 in [0, P], ascending. Gives
+# (Q, C - 1, K) sums over the places between two cuts whose rank is below the limit, for all queries
+# at once. Sums of whole numbers are exact.
+SumsBelow = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-class Step(NamedTuple):
-    """The step between positives, ``H(x) = clamp((x + shift) / (2 * delta) + 0.5, 0, 1)``.
-
-    Attributes:
-        delta: half width of the linear part.
-        shift: where not 0, the step is 1 at 0.
-    """
-
-    delta: float
-    shift: float = 0.0
-
-
-class SortingErrors(NamedTuple):
-    """What :func:`sorting_errors` returns, each (P,) float64.
-
-    Attributes:
-        rank: smoothed rank among the positives, ``sum_j H(s_j - s_i)``, j = i included.
-        errors: sorting error of each positive, current minus target.
-        gradient: of the sum of the errors, by the error-driven update.
-    """
-
-    rank: Tensor
-    errors: Tensor
-    gradient: Tensor
-
-
-def sorting_errors(logits: Tensor, ious: Tensor, step: Step) -> SortingErrors:
+def sorting_errors(
+    logits: Tensor, ious: Tensor, step: Step, sums_below: SumsBelow
+) -> SortingErrors:
     """How far the positives are from descending order of their IoUs (Oksuz et al., ICCV 2021).
 
     The current sorting error of a positive i is the mean of 1 - IoU over the positives j at and
@@ -55,9 +37,9 @@ def sorting_errors(logits: Tensor, ious: Tensor, step: Step) -> SortingErrors:
         logits: (P,) float64, ascending.
         ious: (P,) float64.
         step: between the logits.
+        sums_below: of the backend.
     """
     delta, shift = step
-    sums_below = backend(logits.device).sums_below
     logits = logits - logits[len(logits) // 2]  # sums of small numbers lose fewer digits
     gaps = 1.0 - ious
     ascending = ious.sort()

@@ -1,0 +1,103 @@
+"""The kernels of RS Loss for GPUs, in Triton, which form all pairs of positives.
+
+Shape shorthand: P positives, in ascending order of their logits. Every sum is one program's own, in
+an order that never changes, so results have the same bits every time.
+"""
+
+import triton
+import triton.language as tl
+
+from .fused_kernels import float_of, kernel
+
+
+@triton.jit
+def _step_between(upper, lower, delta_bits, shift_bits):
+    """``H(upper - lower)``, see :class:`Step`; 0 where ``upper`` is -Inf or ``lower`` is Inf."""
+    inverse = 0.5 / float_of(delta_bits)
+    return tl.minimum(tl.maximum((upper - lower + float_of(shift_bits)) * inverse + 0.5, 0.0), 1.0)
+
+
+@kernel
+def find_sorting_errors(
+    logits,
+    ious,
+    ranks,
+    errors,
+    shares,
+    num_queries,
+    delta_bits,
+    shift_bits,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Write rank and sorting error of each positive, and the factor q of those that it pushes down.
+
+    A program has ``ROWS`` positives, and goes through all in blocks. It sums H, and H times
+    1 - IoU, over positives of smaller IoU, which are wrongly above, and over the others.
+    """
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    is_row = i < num_queries
+    logit = tl.load(logits + i, mask=is_row, other=0.0)[:, None]
+    iou = tl.load(ious + i, mask=is_row, other=0.0)[:, None]
+    wrong = tl.zeros([ROWS, COLUMNS], tl.float64)
+    wrong_gaps = tl.zeros([ROWS, COLUMNS], tl.float64)
+    right = tl.zeros([ROWS, COLUMNS], tl.float64)
+    right_gaps = tl.zeros([ROWS, COLUMNS], tl.float64)
+    start = 0
+    while start < num_queries:
+        j = start + tl.arange(0, COLUMNS)
+        is_column = j < num_queries
+        other_logit = tl.load(logits + j, mask=is_column, other=float("-inf"))[None, :]
+        other_iou = tl.load(ious + j, mask=is_column, other=0.0)[None, :]
+        weight = _step_between(other_logit, logit, delta_bits, shift_bits)
+        is_wrong = other_iou < iou
+        wrong_weight = tl.where(is_wrong, weight, 0.0)
+        right_weight = tl.where(is_wrong, 0.0, weight)
+        wrong += wrong_weight
+        wrong_gaps += wrong_weight * (1.0 - other_iou)
+        right += right_weight
+        right_gaps += right_weight * (1.0 - other_iou)
+        start += COLUMNS
+    wrong_sum = tl.sum(wrong, 1)
+    right_sum = tl.maximum(tl.sum(right, 1), 0.5)  # H(0) of itself; no row beyond the last has it
+    rank = wrong_sum + right_sum
+    is_error = wrong_sum > 0
+    current = tl.sum(wrong_gaps, 1) / tl.where(is_error, wrong_sum, 1.0)
+    share = (current - tl.sum(right_gaps, 1) / right_sum) / rank
+    share = tl.where(is_error, tl.maximum(share, 0.0), 0.0)
+    tl.store(ranks + i, rank, mask=is_row)
+    tl.store(errors + i, wrong_sum * share, mask=is_row)
+    tl.store(shares + i, share, mask=is_row)
+
+
+@kernel
+def find_sorting_gradient(
+    logits,
+    ious,
+    errors,
+    shares,
+    gradients,
+    num_queries,
+    delta_bits,
+    shift_bits,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Write what each positive is pushed down by those of greater IoU, minus its own error."""
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    is_row = i < num_queries
+    logit = tl.load(logits + i, mask=is_row, other=0.0)[:, None]
+    iou = tl.load(ious + i, mask=is_row, other=0.0)[:, None]
+    received = tl.zeros([ROWS, COLUMNS], tl.float64)
+    start = 0
+    while start < num_queries:
+        j = start + tl.arange(0, COLUMNS)
+        is_column = j < num_queries
+        other_logit = tl.load(logits + j, mask=is_column, other=float("inf"))[None, :]
+        other_iou = tl.load(ious + j, mask=is_column, other=0.0)[None, :]
+        share = tl.load(shares + j, mask=is_column, other=0.0)[None, :]
+        weight = _step_between(logit, other_logit, delta_bits, shift_bits)
+        received += tl.where(other_iou > iou, weight * share, 0.0)
+        start += COLUMNS
+    gradient = tl.sum(received, 1) - tl.load(errors + i, mask=is_row, other=0.0)
+    tl.store(gradients + i, gradient, mask=is_row)
