@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import runpy
 from pathlib import Path
 import pytest
 import torch
-from helpers.detectors import image, train_step
+from helpers.detectors import assert_all_gradients_finite, image, train_step
 from torch import nn
 
 from detectron2.config import LazyConfig, instantiate
+from detectron2.layers import ShapeSpec
 
 from alrp.engine.checks.training import published_learning_rate
 from alrp.engine.lazy import as_cfg_node, set_lazy_self_balance_period
+from alrp.losses import rs_loss
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -62,3 +65,84 @@ def test_the_checks_before_a_run_see_the_class_count_and_no_published_rate():
     node = as_cfg_node(cfg)
     assert node.MODEL.ROI_HEADS.NUM_CLASSES == 7
     assert published_learning_rate(node) is None
+
+
+def test_vitdet_trains_with_rs_loss_and_infers():
+    cfg = LazyConfig.load(str(EXAMPLES / "vitdet_with_rs.py"))
+    node = as_cfg_node(cfg)
+    assert node.MODEL.ROI_HEADS.NUM_CLASSES == 80
+    assert published_learning_rate(node) is None
+    model = instantiate(small_vitdet(cfg.model))
+    batch = [image(64, 96, [[5, 5, 40, 50], [30, 10, 90, 60]], [0, 2])]
+    losses, _ = train_step(model, batch)
+    assert set(losses) == {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
+    assert_all_gradients_finite(model)
+    with torch.no_grad():
+        detections = model.eval()([image(64, 96)])[0]["instances"]
+    assert 0 < len(detections) <= 100
+
+
+def small_vitdet(model):
+    """The model of the example with narrow layers and few proposals."""
+    net, rpn, heads = model.backbone.net, model.proposal_generator, model.roi_heads
+    net.update(embed_dim=16, depth=2, num_heads=2, window_size=4, window_block_indexes=[0])
+    model.backbone.out_channels = rpn.head.in_channels = 8
+    model.backbone.square_pad = net.img_size = 128
+    rpn.post_nms_topk = (50, 50)
+    heads.num_classes = 3
+    heads.box_head.update(conv_dims=[8], fc_dims=[16], input_shape=ShapeSpec(8, 7, 7))
+    heads.box_predictor.input_shape = ShapeSpec(16)
+    return model
+
+
+def run_example(monkeypatch, name, *options):
+    """The names of an example that was run with options of its command line."""
+    monkeypatch.setattr("sys.argv", [name, *map(str, options)])
+    return runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def test_a_resumed_loop_ends_as_one_that_was_not_interrupted(monkeypatch, tmp_path):
+    """Self-balance too, whose epoch of two steps is cut in the middle."""
+    states = []
+    for name, runs in (("whole.pth", [3]), ("resumed.pth", [1, 3])):
+        for steps in runs:
+            options = ["--checkpoint", tmp_path / name, "--steps", steps, "--epoch", 2]
+            run_example(monkeypatch, "plain_loop.py", *options)
+        states.append(torch.load(tmp_path / name))
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+    balance = {k.rpartition(".")[2]: v for k, v in states[0]["model"].items() if "self_bal" in k}
+    assert balance["weight"] not in (1, 50) and balance["count"] == 1
+
+
+def test_torchvisions_retinanet_ranks_all_but_ignored_anchors(monkeypatch, generator):
+    head = run_example(monkeypatch, "torchvision_retinanet.py", "--steps", 0)["model"].head
+    corners = 90 * torch.rand(2, 5, 2, generator=generator)
+    anchors = list(torch.cat([corners, corners + 20], dim=2))
+    logits = torch.randn(2, 5, 3, generator=generator).requires_grad_()
+    deltas = torch.zeros(2, 5, 4, requires_grad=True)
+    objects = {"boxes": anchors[0][[1, 3]] + 3, "labels": torch.tensor([2, 0])}
+    targets = [objects, {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}]
+    matched = [torch.tensor([-1, 0, -2, 1, -1]), torch.full((5,), -1)]  # -1 background, -2 ignored
+    outputs = {"cls_logits": logits, "bbox_regression": deltas}
+    losses = head.compute_loss(targets, outputs, anchors, matched)
+    expected = torch.zeros(2, 5, 3)
+    expected[0, 1, 2] = expected[0, 3, 0] = 1
+    expected[0, 2] = -1
+    ious = torch.full((2,), 17 * 17 / (2 * 400 - 17 * 17))  # of squares of 20 that are 3 apart
+    ranked = rs_loss(logits.flatten(), expected.flatten().int(), ious)
+    assert losses["classification"].item() == pytest.approx((ranked.ranking + ranked.sorting).item())
+    sum(losses.values()).backward()
+    assert logits.grad[0, 1].any() and not logits.grad[0, 2].any() and logits.grad[1].any()
+    moved = deltas.grad.any(dim=2).nonzero().tolist()
+    assert moved == [[0, 1], [0, 3]]
+
+    losses = head.compute_loss(targets[1:] * 2, outputs, anchors, matched[1:] * 2)
+    assert all(loss == 0 for loss in losses.values())  # without objects
+
+
+def test_each_object_of_the_query_based_detector_has_a_query_of_its_own(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    names = run_example(monkeypatch, "query_detector.py", "--steps", 1)
+    boxes = torch.tensor([[0.0, 0, 9, 9], [1, 1, 9, 9], [50, 50, 60, 60]])
+    target = {"boxes": boxes[[0, 2, 0]], "labels": torch.tensor([1, 0, 1])}
+    assert names["match"](torch.zeros(3, 3), boxes, target).tolist() == [0, 2, 1]

@@ -41,6 +41,23 @@ def installed(tmp_path_factory):
     return target
 
 
+# Options with which the scripts of examples/ end within seconds.
+SCRIPTS = {
+    "plain_loop.py": ["--steps", "1"],
+    "query_detector.py": ["--steps", "2"],
+    "torchvision_retinanet.py": ["--steps", "1"],
+}
+RUN_SCRIPTS = """
+import runpy, sys
+sys.path.append({folder!r})  # where a script looks for its neighbours
+for name, options in {scripts!r}.items():
+    sys.argv = [name, *options]
+    runpy.run_path({folder!r} + "/" + name, run_name="__main__")
+from detectron2.config import LazyConfig
+LazyConfig.load({folder!r} + "/vitdet_with_rs.py")
+"""
+
+
 @pytest.mark.slow
 def test_the_examples_of_embedding_run_from_a_wheel(installed, tmp_path):
     document = (ROOT / "docs" / "embedding.md").read_text()
@@ -50,10 +67,12 @@ def test_the_examples_of_embedding_run_from_a_wheel(installed, tmp_path):
         f"exec(compile({example!r}, 'example {i}', 'exec'), {{'__name__': 'example'}})\n"
         for i, example in enumerate(examples)
     )
+    code += RUN_SCRIPTS.format(folder=str(ROOT / "examples"), scripts=SCRIPTS)
     (tmp_path / "examples.py").write_text(code)
     done = python("examples.py", cwd=tmp_path, packages=installed)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.splitlines()[0]).is_relative_to(installed)
+    assert (tmp_path / "plain_loop.pth").exists()
 
 
 def test_the_wheel_holds_all_configs(installed):
