@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 import pytest
 import torch
@@ -13,6 +18,7 @@ from torch import nn
 from detectron2.config import LazyConfig, instantiate
 from detectron2.layers import ShapeSpec
 
+import alrp
 from alrp.engine.checks.training import published_learning_rate
 from alrp.engine.lazy import as_cfg_node, set_lazy_self_balance_period
 from alrp.losses import rs_loss
@@ -130,7 +136,9 @@ def test_torchvisions_retinanet_ranks_all_but_ignored_anchors(monkeypatch, gener
     expected[0, 2] = -1
     ious = torch.full((2,), 17 * 17 / (2 * 400 - 17 * 17))  # of squares of 20 that are 3 apart
     ranked = rs_loss(logits.flatten(), expected.flatten().int(), ious)
-    assert losses["classification"].item() == pytest.approx((ranked.ranking + ranked.sorting).item())
+    assert losses["classification"].item() == pytest.approx(
+        (ranked.ranking + ranked.sorting).item()
+    )
     sum(losses.values()).backward()
     assert logits.grad[0, 1].any() and not logits.grad[0, 2].any() and logits.grad[1].any()
     moved = deltas.grad.any(dim=2).nonzero().tolist()
@@ -146,3 +154,34 @@ def test_each_object_of_the_query_based_detector_has_a_query_of_its_own(monkeypa
     boxes = torch.tensor([[0.0, 0, 9, 9], [1, 1, 9, 9], [50, 50, 60, 60]])
     target = {"boxes": boxes[[0, 2, 0]], "labels": torch.tensor([1, 0, 1])}
     assert names["match"](torch.zeros(3, 3), boxes, target).tolist() == [0, 2, 1]
+
+
+@pytest.mark.slow
+def test_the_walk_through_ends_with_detections_of_the_exported_file(tmp_path):
+    tiny = "--num-scenes 40 --size 64 --iterations 30 --batch 4 --output".split()
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "examples/own_data.py", *tiny, str(tmp_path)],
+        cwd=EXAMPLES.parent,
+        env={**os.environ, "PYTHONPATH": str(Path(alrp.__file__).resolve().parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=580,
+    )
+    assert done.returncode == 0, done.stderr
+    commands = re.findall(r"^\$ python (\S+)", done.stdout, re.MULTILINE)
+    assert commands == ["tools/convert_dataset.py", "train_net.py", "tools/export_model.py"]
+    splits = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("train", "val")]
+    train, val = ({image["file_name"] for image in split["images"]} for split in splits)
+    assert (len(train), len(val)) == (32, 8) and not train & val
+
+    # What is printed at the end is what the evaluation found, from the stored scores on.
+    *_, picture, rows = re.split(r"^(\S+\.png):$", done.stdout, flags=re.MULTILINE)
+    assert Path(picture).name in val
+    found = sorted(float(row.split()[1]) for row in rows.strip().splitlines())
+    lrp = json.loads((tmp_path / "inference" / "lrp_results.json").read_text())["per_class"]
+    results = json.loads((tmp_path / "inference" / "coco_instances_results.json").read_text())
+    (image_id,) = (x["id"] for x in splits[1]["images"] if x["file_name"] == Path(picture).name)
+    least = [lrp[category["name"]]["threshold"] or 2 for category in splits[1]["categories"]]
+    of_image = [r for r in results if r["image_id"] == image_id]
+    shown = [r["score"] for r in of_image if r["score"] >= least[r["category_id"] - 1]]
+    assert 0 < len(shown) < len(of_image) and found == pytest.approx(sorted(shown), abs=2e-3)
