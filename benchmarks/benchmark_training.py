@@ -13,7 +13,8 @@ The images are noise with 1 to 14 random boxes each. Weights are random and stay
 rate is 0: logits are those of the start of training. Batch norm gets the statistics of the batch.
 Matching and losses (forward and backward, down to the predictions) are also timed alone, on what
 they got in an iteration. Peak memory is that of a process which trains this detector only: on a GPU
-by PyTorch's allocator, on a CPU resident memory beyond that of the imported libraries.
+by PyTorch's allocator, on a CPU resident memory beyond that of the imported libraries. With
+``--micro-batch`` the peak of all tensors is given too, which leaves out compilers and libraries.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from measuring import (
     json_file,
     markdown,
     medians_in_turns,
+    peak_bytes,
     peak_of_process,
     random_batch,
     whole_number,
@@ -37,16 +39,18 @@ from measuring import (
 )
 
 from detectron2.config import CfgNode
-from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.engine import SimpleTrainer
 from detectron2.utils.events import EventStorage
 
 from alrp.engine import Trainer, setup_config
+from alrp.engine.mixed_precision import iteration_trainer
 from alrp.errors import UserError
 from alrp.modeling.micro_batches import set_micro_batch_size
 
 CONFIG = "configs/COCO-Detection/alrp_retinanet_R_50_FPN_ATSS_100e.yaml"
 DEPTHS = (18, 34, 50, 101, 152)
 _SETTING = ("config_file", "depth", "size", "batch", "micro_batch", "opts")
+_RATIOS = {"seconds": "time_ratio", "peak_bytes": "memory_ratio", "tensor_bytes": "tensor_ratio"}
 NAMES = {
     "alrp": "this config",
     "detectron2": "Detectron2's RetinaNet",
@@ -126,8 +130,8 @@ def make_trainer(cfg: CfgNode, args) -> SimpleTrainer:
     # A few of the images, as the memory that they need is not to be the peak.
     update_bn_stats(model.backbone, [model.preprocess_image(batch[:4]).tensor], num_iters=1)
     set_micro_batch_size(model, cfg.SOLVER.MICRO_BATCH_SIZE, "--micro-batch")
-    trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-    trainer = trainer_class(model, itertools.repeat(batch), Trainer.build_optimizer(cfg, model))
+    optimizer = Trainer.build_optimizer(cfg, model)
+    trainer = iteration_trainer(cfg, model, itertools.repeat(batch), optimizer)
     trainer.iter = 0
     return trainer
 
@@ -178,6 +182,8 @@ def measure(args) -> dict:
     results = {}
     for name, cfg in configs.items():  # first, while this process is small
         results[name] = {"peak_bytes": peak_of_process(train_briefly, cfg, args, device=device)}
+        if args.micro_batch:
+            results[name]["tensor_bytes"] = peak_bytes(lambda: train_briefly(cfg, args), device)
     trainers = {name: make_trainer(cfg, args) for name, cfg in configs.items()}
     steps = {name: lambda trainer=trainer: step(trainer) for name, trainer in trainers.items()}
     seconds = medians_in_turns(steps, args.iterations, device)
@@ -189,16 +195,20 @@ def measure(args) -> dict:
             results[name][f"{part}_share"] = value / results[name]["seconds"]
     base = results["whole_batch" if args.micro_batch else "detectron2"]
     for result in results.values():
-        for figure, title in (("seconds", "time_ratio"), ("peak_bytes", "memory_ratio")):
-            result[title] = result[figure] / base[figure]
+        for figure, title in _RATIOS.items():
+            if figure in base:
+                result[title] = result[figure] / base[figure]
     return results
 
 
 def table(results: dict) -> str:
     """Markdown: a row for each detector; ratios are to Detectron2's, or to the whole batch."""
     header = ["detector", "s / iteration", "ratio", "peak GiB", "ratio"]
-    header += ["matcher ms", "% of it", "losses ms", "% of it"]
     columns = {"seconds": 1, "time_ratio": 1, "peak_bytes": 2**-30, "memory_ratio": 1}
+    if "micro_batches" in results:
+        header += ["tensors GiB", "ratio"]
+        columns.update(tensor_bytes=2**-30, tensor_ratio=1)
+    header += ["matcher ms", "% of it", "losses ms", "% of it"]
     columns.update(matcher_seconds=1e3, matcher_share=100, losses_seconds=1e3, losses_share=100)
     rows = [
         [NAMES[key], *(r[k] * unit for k, unit in columns.items())] for key, r in results.items()

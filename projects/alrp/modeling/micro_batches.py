@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from typing import Any, Callable, Sequence
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.structures import ImageList
 
 from ..errors import UserError
 from ..losses.inputs import NonFiniteError
@@ -86,14 +88,10 @@ class MicroBatchedDetector(MicroBatched):
         """
         if not self.training:
             return super().forward(batched_inputs)
-        images = self.preprocess_image(batched_inputs)
-        if self.splits(len(images)):
-            predictions = in_micro_batches(
-                lambda x: self._predict(x)[1], [images.tensor], self.micro_batch_size
-            )
-            # Tensors without values, for their sizes; those of the features are the same.
-            features = [level.to("meta") for level in predictions[0]]
+        if self.splits(len(batched_inputs)):
+            images, features, predictions = self._predict_in_micro_batches(batched_inputs)
         else:
+            images = self.preprocess_image(batched_inputs)
             features, predictions = self._predict(images.tensor)
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
         try:
@@ -106,6 +104,28 @@ class MicroBatchedDetector(MicroBatched):
         features = self.backbone(images)
         features = [features[name] for name in self.head_in_features]
         return features, self.head(features)
+
+    def _predict_in_micro_batches(
+        self, batched_inputs: list[dict]
+    ) -> tuple[ImageList, list[Tensor], list[list[Tensor]]]:
+        """Images and features without values, for their sizes, and what the head predicts."""
+        inputs = [{**x, "image": self._move_to_current_device(x["image"])} for x in batched_inputs]
+        images = ImageList.from_tensors(
+            [x["image"].to("meta") for x in inputs],
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
+        height, width = images.tensor.shape[-2:]
+
+        def network(micro_batch: list[dict]) -> list[list[Tensor]]:
+            # As float32 the images of the whole batch would take four times the memory.
+            pixels = self.preprocess_image(micro_batch).tensor
+            padding = (0, width - pixels.shape[-1], 0, height - pixels.shape[-2])
+            return self._predict(F.pad(pixels, padding))[1]
+
+        predictions = in_micro_batches(network, [inputs], self.micro_batch_size)
+        # Their sizes are those of the features.
+        return images, [level.to("meta") for level in predictions[0]], predictions
 
 
 def set_micro_batch_size(model: nn.Module, size: int, key: str = "micro_batch_size") -> None:
