@@ -25,7 +25,7 @@ from torch.multiprocessing import spawn
 from torch.testing import assert_close
 
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from alrp.losses import SelfBalance
@@ -295,13 +295,31 @@ def test_all_classes_of_the_best_anchors_pass_and_boxes_are_clipped_before_nms()
     model = small_model().eval()
     anchors = Boxes(torch.tensor([[0.0, 0, 10, 10], [20, 20, 60, 60], [5, 5, 9, 9]]))
     scores = torch.tensor([[0.9, 0.2, 0.01], [0.6, 0.5, 0.4], [0.55, 0.54, 0.53]])
-    result = model._decode_per_level_predictions(
-        anchors, scores, torch.zeros(3, 4), 0.05, topk_candidates=2, image_size=(50, 40)
+    result = model._decode_multi_level_predictions(
+        [anchors], [scores], [torch.zeros(3, 4)], 0.05, topk_candidates=2, image_size=(50, 40)
     )
     # The third anchor is not among the best two, though its pairs outscore others that pass.
     assert_close(result.scores, torch.tensor([0.9, 0.2, 0.6, 0.5, 0.4]))
     assert result.pred_classes.tolist() == [0, 1, 0, 1, 2]
     assert_close(result.pred_boxes.tensor[2], torch.tensor([20.0, 20, 40, 50]))
+
+
+def test_candidates_of_all_levels_are_those_of_each_level_in_turn(generator):
+    model = small_model().eval()
+    corners = [50 * torch.rand(n, 2, generator=generator) for n in (30, 5, 1)]
+    anchors = [Boxes(torch.cat([x, x + 20], dim=1)) for x in corners]
+    scores = [torch.rand(len(x), 3, generator=generator) for x in corners]
+    deltas = [torch.randn(len(x), 4, generator=generator) for x in corners]
+    options = {"score_thresh": 0.3, "topk_candidates": 10, "image_size": (60, 70)}
+    found = model._decode_multi_level_predictions(anchors, scores, deltas, **options)
+    alone = [
+        model._decode_multi_level_predictions(*([x] for x in level), **options)
+        for level in zip(anchors, scores, deltas)
+    ]
+    assert len(found) > 20
+    for name, values in Instances.cat(alone).get_fields().items():
+        values, ours = (getattr(x, "tensor", x) for x in (values, found.get(name)))
+        assert torch.equal(values, ours), name
 
 
 def test_batch_norm_stays_in_eval_mode_while_its_affine_trains():

@@ -241,8 +241,8 @@ def test_of_each_level_the_best_cells_pass_with_all_their_classes():
     model.test_topk_candidates = 2
     anchors = Boxes(torch.tensor([[0.0, 0, 16, 16], [8, 0, 24, 16], [16, 0, 32, 16]]))
     scores = torch.tensor([[0.9, 0.2, 0.01], [0.6, 0.5, 0.4], [0.55, 0.54, 0.53]])
-    result = model._decode_per_level_predictions(
-        anchors, scores, torch.zeros(3, 4), 0.05, 2, (20, 30)
+    result = model._decode_multi_level_predictions(
+        [anchors], [scores], [torch.zeros(3, 4)], 0.05, 2, (20, 30)
     )
     assert_close(result.scores, torch.tensor([0.9, 0.2, 0.6, 0.5, 0.4]))
     # One base edge to every side, clipped to [0, 29] x [0, 19].

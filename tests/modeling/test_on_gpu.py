@@ -8,11 +8,13 @@ from helpers.detectors import image, small_config, train_step
 from helpers.emulated_gpu import EmulatedGPU
 from helpers.rcnn_models import small_rcnn
 
+from detectron2.layers import batched_nms
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 from alrp.losses.backends import choice
 from alrp.modeling import ATSSMatcher, FoveaMatcher, MaxIoUMatcher, match_anchors, pairwise
+from alrp.modeling.dense_inference import best_detections
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts need the emulation")
 STRIDES = (8, 16, 32, 64, 128)
@@ -127,3 +129,41 @@ def test_a_training_step_waits_seldom(name, most_waits, sizes, monkeypatch):
         assert all(loss.is_cuda for loss in losses.values())
         waits = gpu.of_package(gpu.waits)
         assert 0 < len(waits) <= most_waits, waits
+
+
+@pytest.mark.parametrize("name", ["retinanet", "foveabox"])
+def test_detecting_waits_20_times_of_which_5_levels_cause_2(name):
+    """The others are those of Detectron2 and NMS: 10 for its anchors, and some after NMS."""
+    with EmulatedGPU() as gpu:
+        model = small_model(name).eval()
+        model.test_score_thresh = 0.0
+        inputs = [{"image": image(256, 256, [[5, 5, 40, 50]], [0])["image"]}]
+        with torch.no_grad():
+            gpu.clear()
+            detections = model(inputs)[0]["instances"]
+    assert len(detections) == model.max_detections_per_image
+    assert len(gpu.of_package(gpu.waits)) == 1 and len(gpu.waits) <= 20
+
+
+def test_nms_of_very_many_candidates_waits_once_per_class_and_finds_what_torchvision_does(
+    generator,
+):
+    count, num_classes = 26_000, 7
+    boxes = 400 * torch.rand(count, 2, generator=generator)
+    boxes = torch.cat([boxes, boxes + 30 * torch.rand(count, 2, generator=generator)], dim=1)
+    scores = torch.rand(count, generator=generator).mul(5000).round() / 5000
+    # Of one class there is none.
+    classes = torch.randint(num_classes - 1, (count,), generator=generator)
+    classes[classes == 3] = num_classes - 1
+    expected = batched_nms(boxes, scores, classes, 0.5)
+    with EmulatedGPU() as gpu:
+        candidates = Instances((400, 400))
+        candidates.pred_boxes, candidates.numbers = Boxes(boxes.cuda()), torch.arange(count).cuda()
+        candidates.scores, candidates.pred_classes = scores.cuda(), classes.cuda()
+        gpu.clear()
+        found = best_detections(candidates, 0.5, count).numbers
+        waits = len(gpu.waits)
+        assert found.tolist() == expected.tolist() and 1000 < len(found) < count
+        gpu.clear()
+        batched_nms(boxes.cuda(), scores.cuda(), classes.cuda(), 0.5)
+        assert waits <= num_classes + 3 < len(gpu.waits) - num_classes / 2

@@ -1,11 +1,15 @@
-"""From dense predictions to the candidates of NMS."""
+"""From dense predictions to detections."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from detectron2.layers import batched_nms, nms
 from detectron2.structures import Boxes, Instances
+
+# Boxes on a GPU beyond which torchvision goes class by class.
+_MOST_AT_ONCE = 25_000
 
 
 def check_test_options(
@@ -32,29 +36,31 @@ def check_test_options(
 
 def decode_best_anchors(
     box2box_transform,
-    anchors: Boxes,
-    pred_scores: Tensor,
-    pred_deltas: Tensor,
+    anchors: list[Boxes],
+    pred_scores: list[Tensor],
+    pred_deltas: list[Tensor],
     *,
     score_thresh: float,
     topk_candidates: int,
     image_size: tuple[int, int],
     clip_size: tuple[int, int],
 ) -> Instances:
-    """Candidates of one image and level by the published rule, clipped before NMS.
+    """Candidates of one image by the published rule, clipped before NMS.
 
-    The anchors with the best scores pass, each with all its classes above the threshold.
-    Detectron2 takes the best pairs of an anchor and a class instead. A ranking loss orders the
-    scores but does not fix their level, so very many pairs may pass the threshold; the best of them
-    would then belong to few anchors.
+    The anchors of each level with the best scores pass, each with all its classes above the
+    threshold. Detectron2 takes the best pairs of an anchor and a class instead. A ranking loss
+    orders the scores but does not fix their level, so very many pairs may pass the threshold; the
+    best of them would then belong to few anchors.
+
+    However many levels there are, the host waits for the device twice.
 
     Args:
         box2box_transform: encoding of boxes, with ``apply_deltas``.
-        anchors: R_l anchors of the level.
-        pred_scores: (R_l, K) in [0, 1].
-        pred_deltas: (R_l, 4).
+        anchors: for each level, R_l anchors.
+        pred_scores: for each level, (R_l, K) in [0, 1].
+        pred_deltas: for each level, (R_l, 4).
         score_thresh: a pair of an anchor and a class must score more.
-        topk_candidates: number of anchors that may pass.
+        topk_candidates: number of anchors of each level that may pass.
         image_size: (height, width) of the image, in pixels.
         clip_size: (height, width) to clip the boxes to, in pixels.
 
@@ -64,17 +70,43 @@ def decode_best_anchors(
     # Scores far from 0 saturate and tie; then the lowest index wins.
     # ONNX lacks a stable sort by name, but its TopK, which sort() becomes there, is stable.
     options = {} if torch.onnx.is_in_onnx_export() else {"stable": True}
-    order = pred_scores.amax(1).sort(descending=True, **options).indices
-    top_anchors = order[:topk_candidates]
-    pred_scores = pred_scores[top_anchors]
-    boxes = Boxes(
-        box2box_transform.apply_deltas(pred_deltas[top_anchors], anchors.tensor[top_anchors])
-    )
+    best = []
+    for anchors_l, scores_l, deltas_l in zip(anchors, pred_scores, pred_deltas):
+        order = scores_l.amax(1).sort(descending=True, **options).indices
+        top_anchors = order[:topk_candidates]
+        best.append([x[top_anchors] for x in (scores_l, deltas_l, anchors_l.tensor)])
+    scores, deltas, anchor_boxes = map(torch.cat, zip(*best))
+    boxes = Boxes(box2box_transform.apply_deltas(deltas, anchor_boxes))
     boxes.clip(clip_size)
-    kept, classes = (pred_scores > score_thresh).nonzero(as_tuple=True)
+    kept, classes = (scores > score_thresh).nonzero(as_tuple=True)
     return Instances(
-        image_size,
-        pred_boxes=boxes[kept],
-        scores=pred_scores[kept, classes],
-        pred_classes=classes,
+        image_size, pred_boxes=boxes[kept], scores=scores[kept, classes], pred_classes=classes
     )
+
+
+def best_detections(candidates: Instances, nms_thresh: float, max_detections: int) -> Instances:
+    """The best candidates of one image that NMS within each class leaves, best first.
+
+    Args:
+        candidates: of :func:`decode_best_anchors`.
+        nms_thresh: IoU from which NMS suppresses.
+        max_detections: number of detections.
+    """
+    boxes, scores = candidates.pred_boxes.tensor, candidates.scores
+    is_large = boxes.is_cuda and len(boxes) > _MOST_AT_ONCE and not torch.jit.is_tracing()
+    suppress = _nms_class_by_class if is_large else batched_nms
+    kept = suppress(boxes, scores, candidates.pred_classes, nms_thresh)
+    return candidates[kept[:max_detections]]
+
+
+def _nms_class_by_class(
+    boxes: Tensor, scores: Tensor, classes: Tensor, nms_thresh: float
+) -> Tensor:
+    """What ``batched_nms`` finds in this way, with one wait for a GPU per class instead of two."""
+    boxes, order = boxes.float(), classes.sort(stable=True).indices
+    is_kept = torch.zeros_like(scores, dtype=torch.bool)
+    for of_class in order.split(classes.bincount().tolist()):
+        if len(of_class):
+            is_kept[of_class[nms(boxes[of_class], scores[of_class], nms_thresh)]] = True
+    kept = is_kept.nonzero().squeeze(1)
+    return kept[scores[kept].sort(descending=True).indices]

@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 from ..atss_head import ATSSHead
 from ..box_regression import BoxDeltaTransform
 from ..bridge import RankingHeadLosses, keep_checkpoint_names
-from ..dense_inference import check_test_options, decode_best_anchors
+from ..dense_inference import best_detections, check_test_options, decode_best_anchors
 from ..dense_losses import anchor_losses
 from ..head_losses import build_head_losses
 from ..matcher import build_matcher
@@ -27,7 +27,8 @@ class ALRPRetinaNet(MicroBatchedDetector, RetinaNet):
     """RetinaNet whose ``losses`` ranks all anchors and classes of the mini-batch.
 
     Of Detectron2's :class:`RetinaNet` it replaces the matching (:meth:`label_anchors`), the losses
-    (:meth:`losses`) and the selection before NMS (:meth:`_decode_per_level_predictions`).
+    (:meth:`losses`), the selection before NMS (:meth:`_decode_multi_level_predictions`), and NMS
+    (:meth:`inference_single_image`), which finds the same with fewer waits for a GPU.
     """
 
     @configurable
@@ -94,11 +95,29 @@ class ALRPRetinaNet(MicroBatchedDetector, RetinaNet):
             box2box_transform=self.box2box_transform,
         )
 
-    def _decode_per_level_predictions(
+    def inference_single_image(
         self,
-        anchors: Boxes,
-        pred_scores: Tensor,
-        pred_deltas: Tensor,
+        anchors: list[Boxes],
+        box_cls: list[Tensor],
+        box_delta: list[Tensor],
+        image_size: tuple[int, int],
+    ) -> Instances:
+        """Detections of one image, see :func:`best_detections`."""
+        candidates = self._decode_multi_level_predictions(
+            anchors,
+            box_cls,
+            box_delta,
+            self.test_score_thresh,
+            self.test_topk_candidates,
+            image_size,
+        )
+        return best_detections(candidates, self.test_nms_thresh, self.max_detections_per_image)
+
+    def _decode_multi_level_predictions(
+        self,
+        anchors: list[Boxes],
+        pred_scores: list[Tensor],
+        pred_deltas: list[Tensor],
         score_thresh: float,
         topk_candidates: int,
         image_size: tuple[int, int],

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from detectron2.config import configurable
-from detectron2.layers import batched_nms
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
@@ -16,7 +15,7 @@ from detectron2.structures import ImageList, Instances
 from ...errors import UserError
 from ..box_regression import PointBoxTransform
 from ..bridge import HeadLosses, keep_checkpoint_names
-from ..dense_inference import check_test_options, decode_best_anchors
+from ..dense_inference import best_detections, check_test_options, decode_best_anchors
 from ..dense_losses import anchor_losses
 from ..fovea_matcher import FoveaMatcher
 from ..head_losses import build_head_losses
@@ -197,16 +196,12 @@ class FoveaBox(MicroBatchedDetector, DenseDetector):
                 self.test_topk_candidates,
                 image_size,
             )
-            kept = batched_nms(
-                candidates.pred_boxes.tensor,
-                candidates.scores,
-                candidates.pred_classes,
-                self.test_nms_thresh,
+            results.append(
+                best_detections(candidates, self.test_nms_thresh, self.max_detections_per_image)
             )
-            results.append(candidates[kept[: self.max_detections_per_image]])
         return results
 
-    def _decode_per_level_predictions(
+    def _decode_multi_level_predictions(
         self, anchors, pred_scores, pred_deltas, score_thresh, topk_candidates, image_size
     ) -> Instances:
         """See :func:`decode_best_anchors`; as published, boxes end one pixel before the border."""
