@@ -7,10 +7,12 @@ from helpers.detectors import image, small_config
 from helpers.rcnn_models import small_rcnn
 from torchvision.ops import deform_conv2d
 
-from detectron2.export import scripting_with_instances
-from detectron2.modeling import build_model
+from detectron2.config import get_cfg
+from detectron2.export import TracingAdapter, scripting_with_instances
+from detectron2.modeling import GeneralizedRCNN, build_model, detector_postprocess
 from detectron2.structures import Boxes, Instances
 
+from alrp.config import add_alrp_config
 from alrp.errors import UserError
 from alrp.export import TracedDetector, compare_detections, load_onnx, load_torchscript
 
@@ -87,6 +89,47 @@ def test_outputs_and_class_names_are_named_in_the_file(exported):
 def test_scripting_is_refused_by_name(name):
     with pytest.raises(NotImplementedError, match="export them by tracing"):
         scripting_with_instances(model_of(name).eval(), {"pred_boxes": Boxes})
+
+
+def c4_rcnn():
+    """A small Faster R-CNN without an FPN, as TridentNet is, whose proposals come from ALRPRPN."""
+    cfg = get_cfg()
+    add_alrp_config(cfg)
+    small = {"DEPTH": 50, "STEM_OUT_CHANNELS": 8, "RES2_OUT_CHANNELS": 16, "WIDTH_PER_GROUP": 4}
+    keys = {f"MODEL.RESNETS.{key}": value for key, value in small.items()}
+    keys |= {"MODEL.DEVICE": "cpu", "MODEL.PROPOSAL_GENERATOR.NAME": "ALRPRPN"}
+    keys |= {"MODEL.RPN.POST_NMS_TOPK_TEST": 50, "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0}
+    keys |= {"MODEL.ROI_HEADS.NUM_CLASSES": 3}
+    cfg.merge_from_list([x for pair in keys.items() for x in pair])
+    torch.manual_seed(0)
+    return build_model(cfg)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", ["retinanet", "alrp", "c4"])
+def test_the_steps_of_detectron2s_export_model_trace_the_model(name):
+    model = spread_scores(c4_rcnn() if name == "c4" else model_of(name))
+    pixels = image(*SIZES[0])["image"]
+    inference = without_postprocessing if isinstance(model, GeneralizedRCNN) else None
+    adapter = TracingAdapter(model, [{"image": pixels}], inference)
+    adapter.eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(adapter, (pixels,), check_trace=False)
+        for height, width in SIZES:
+            pixels = image(height, width)["image"]
+            found = adapter.outputs_schema(traced(pixels))[0]["instances"]
+            found = detector_postprocess(found, 2 * height, 2 * width)
+            inputs = {"image": pixels, "height": 2 * height, "width": 2 * width}
+            expected = model([inputs])[0]["instances"]
+            assert_same_detections(*map(as_tensors, (expected, found)))
+
+
+def without_postprocessing(model, inputs):
+    return [{"instances": model.inference(inputs, do_postprocess=False)[0]}]
+
+
+def as_tensors(instances):
+    return instances.pred_boxes.tensor, instances.scores, instances.pred_classes
 
 
 def boxes(*rows):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .backends.choice import backend
 from .inputs import FLOAT_DTYPES, checked_logits, result_dtype
 from .ranking import ErrorDriven, ValuePerPositive, rank_positives
+from .uncompiled import uncompiled
 
 
 class ALRPLossOutput(NamedTuple):
@@ -27,6 +28,7 @@ class ALRPLossOutput(NamedTuple):
     rank: Tensor
 
 
+@uncompiled
 def alrp_loss(
     logits: Tensor,
     targets: Tensor,

@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from .inputs import checked_logits
 from .ranking import ErrorDriven, rank_positives
+from .uncompiled import uncompiled
 
 
+@uncompiled
 def ap_loss(
     logits: Tensor,
     targets: Tensor,

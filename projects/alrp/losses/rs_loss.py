@@ -12,6 +12,7 @@ from .backends.choice import backend
 from .backends.interface import HARD_STEP
 from .inputs import FLOAT_DTYPES, checked_logits
 from .ranking import Ranking, ValuePerPositive, rank_positives
+from .uncompiled import uncompiled
 
 
 class RSLossOutput(NamedTuple):
@@ -26,6 +27,7 @@ class RSLossOutput(NamedTuple):
     sorting: Tensor
 
 
+@uncompiled
 def rs_loss(
     logits: Tensor,
     targets: Tensor,

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .alrp_loss import ALRPLossOutput
+from .uncompiled import uncompiled
 
 
 class SelfBalance(nn.Module):
@@ -101,6 +102,7 @@ class SelfBalance(nn.Module):
         finally:
             self._is_paused = before
 
+    @uncompiled
     @torch.no_grad()
     def _count(self, output: ALRPLossOutput) -> None:
         if self.period is None:
