@@ -62,7 +62,7 @@ if settings.images is None:
         Path(folder).mkdir(exist_ok=True)
     for i in range(settings.num_scenes):
         scene = sample_scene(np.random.default_rng(i), settings.size)
-        pixels, boxes, _ = render(scene)
+        pixels, boxes, *_ = render(scene)
         Image.fromarray(pixels).save(f"{settings.images}/{i:04d}.png")
         centers, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
         rows = np.concatenate([centers, sides], axis=1) / settings.size

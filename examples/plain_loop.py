@@ -21,7 +21,7 @@ from alrp.data.datasets.shapes import render, sample_scene
 def scene(seed):
     """A generated image, as Detectron2's loaders give it."""
     drawn = sample_scene(np.random.default_rng(seed), 128)
-    pixels, boxes, _ = render(drawn)
+    pixels, boxes, *_ = render(drawn)
     classes = torch.tensor([shape.category for shape in drawn.shapes])
     objects = Instances((128, 128), gt_boxes=Boxes(torch.from_numpy(boxes)), gt_classes=classes)
     return {"image": torch.from_numpy(pixels).permute(2, 0, 1), "instances": objects}

@@ -39,7 +39,7 @@ class RankingHead(RetinaNetHead):
 def scene(seed):
     """A generated image (3, H, W) in [0, 1], and its target in torchvision's form."""
     drawn = sample_scene(np.random.default_rng(seed), 128)
-    pixels, boxes, _ = render(drawn)
+    pixels, boxes, *_ = render(drawn)
     labels = torch.tensor([shape.category for shape in drawn.shapes])
     image = torch.from_numpy(pixels).permute(2, 0, 1) / 255
     return image, {"boxes": torch.from_numpy(boxes).float(), "labels": labels}

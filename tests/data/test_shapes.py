@@ -7,6 +7,7 @@ import numpy as np
 import subprocess
 import sys
 from dataclasses import replace
+import pycocotools.mask as mask_util
 import pytest
 from PIL import Image
 
@@ -24,8 +25,8 @@ def _changed_by_recolouring(scene: shapes.Scene, index: int) -> np.ndarray:
     recoloured = shape._replace(colour=np.where(shape.colour > 127, 0.0, 255.0))
     others = list(scene.shapes)
     others[index] = recoloured
-    before, _, _ = shapes.render(scene)
-    after, _, _ = shapes.render(replace(scene, shapes=tuple(others)))
+    before = shapes.render(scene).image
+    after = shapes.render(replace(scene, shapes=tuple(others))).image
     return (before.astype(int) != after.astype(int)).any(axis=2)
 
 
@@ -43,7 +44,7 @@ def _files(root) -> dict[str, bytes]:
 
 def test_boxes_enclose_the_pixels_a_shape_paints_to_one_pixel():
     for scene in _scenes(12):
-        _, boxes, _ = shapes.render(scene)
+        boxes = shapes.render(scene).boxes
         for i, box in enumerate(boxes):
             rows, columns = _changed_by_recolouring(scene, i).nonzero()
             painted = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
@@ -52,7 +53,7 @@ def test_boxes_enclose_the_pixels_a_shape_paints_to_one_pixel():
 
 def test_areas_agree_with_the_painted_pixels():
     for scene in _scenes(12):
-        _, _, areas = shapes.render(scene)
+        areas = shapes.render(scene).areas
         for i, area in enumerate(areas):
             painted = _changed_by_recolouring(scene, i)
             # Partly covered pixels of the outline count fully in one and by share in the other.
@@ -67,7 +68,7 @@ def test_areas_agree_with_the_painted_pixels():
 
 def test_every_shape_shows_at_least_40_percent_of_its_area():
     for scene in _scenes(40):
-        _, _, areas = shapes.render(scene)
+        areas = shapes.render(scene).areas
         for shape, area in zip(scene.shapes, areas):
             x, y = shape.outline.T
             whole = 0.5 * abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))
@@ -82,14 +83,14 @@ def test_scenes_hold_one_to_six_shapes_of_all_classes_and_some_overlap():
     hidden = [
         area < 0.8 * _fully_visible_area(scene, i)
         for scene in scenes
-        for i, area in enumerate(shapes.render(scene)[2])
+        for i, area in enumerate(shapes.render(scene).areas)
     ]
     assert 0.03 < np.mean(hidden) < 0.5
 
 
 def _fully_visible_area(scene: shapes.Scene, index: int) -> float:
     alone = replace(scene, shapes=(scene.shapes[index],))
-    return shapes.render(alone)[2][0]
+    return shapes.render(alone).areas[0]
 
 
 def test_a_front_shape_shrinks_the_box_of_the_one_behind():
@@ -98,16 +99,18 @@ def test_a_front_shape_shrinks_the_box_of_the_one_behind():
     blank = np.full((64, 64, 3), 128.0)
     back = shapes.Shape(1, square, black)
     front = shapes.Shape(1, square + [12.0, 0.0], white)
-    _, boxes, areas = shapes.render(shapes.Scene(blank, np.zeros_like(blank), (back, front)))
-    np.testing.assert_allclose(boxes, [[10, 10, 22, 30], [22, 10, 42, 30]], atol=0.5)
-    np.testing.assert_allclose(areas, [240, 400], rtol=0.05)
+    picture = shapes.render(shapes.Scene(blank, np.zeros_like(blank), (back, front)))
+    np.testing.assert_allclose(picture.boxes, [[10, 10, 22, 30], [22, 10, 42, 30]], atol=0.5)
+    np.testing.assert_allclose(picture.areas, [240, 400], rtol=0.05)
+    assert picture.masks[0, 10:30, 10:22].all() and picture.masks[0].sum() == 240
+    assert picture.masks[1, 10:30, 22:42].all() and picture.masks[1].sum() == 400
 
 
 def test_a_shape_that_leaves_the_image_has_a_clipped_box():
     blank = np.full((64, 64, 3), 128.0)
     outline = np.array([[-10.0, 50.0], [20.0, 50.0], [20.0, 90.0], [-10.0, 90.0]])
     scene = shapes.Scene(blank, np.zeros_like(blank), (shapes.Shape(1, outline, np.zeros(3)),))
-    np.testing.assert_allclose(shapes.render(scene)[1], [[0, 50, 20, 64]], atol=0.5)
+    np.testing.assert_allclose(shapes.render(scene).boxes, [[0, 50, 20, 64]], atol=0.5)
 
 
 def test_the_files_are_in_coco_format(tmp_path):
@@ -127,14 +130,29 @@ def test_the_files_are_in_coco_format(tmp_path):
         assert annotation["category_id"] in (1, 2, 3)
 
 
-def test_the_boxes_in_the_file_are_those_of_the_picture(tmp_path):
+def test_boxes_and_masks_in_the_file_are_those_of_the_picture(tmp_path):
     annotation_file, image_folder = _write(tmp_path, seed=4)["val"]
     content = json.loads(annotation_file.read_text())
-    image, boxes, _ = shapes.render(shapes.sample_scene(np.random.default_rng([4, 1, 2]), 48))
-    np.testing.assert_array_equal(np.asarray(Image.open(image_folder / "000002.png")), image)
-    written = np.array([a["bbox"] for a in content["annotations"] if a["image_id"] == 2])
-    np.testing.assert_allclose(written[:, :2] + written[:, 2:], boxes[:, 2:])
-    np.testing.assert_allclose(written[:, :2], boxes[:, :2])
+    picture = shapes.render(shapes.sample_scene(np.random.default_rng([4, 1, 2]), 48))
+    image = np.asarray(Image.open(image_folder / "000002.png"))
+    np.testing.assert_array_equal(image, picture.image)
+    annotations = [a for a in content["annotations"] if a["image_id"] == 2]
+    written = np.array([a["bbox"] for a in annotations])
+    np.testing.assert_allclose(written[:, :2] + written[:, 2:], picture.boxes[:, 2:])
+    np.testing.assert_allclose(written[:, :2], picture.boxes[:, :2])
+    masks = mask_util.decode([a["segmentation"] for a in annotations])
+    np.testing.assert_array_equal(masks.transpose(2, 0, 1), picture.masks)
+
+
+def test_a_dataset_of_an_earlier_version_gets_its_masks(tmp_path):
+    annotation_file = _write(tmp_path)["train"][0]
+    whole = annotation_file.read_bytes()
+    content = json.loads(whole)
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    annotation_file.write_text(json.dumps(content))
+    _write(tmp_path)
+    assert annotation_file.read_bytes() == whole
 
 
 def test_the_same_seed_gives_the_same_files(tmp_path):

@@ -1,7 +1,8 @@
 """The built-in synthetic dataset: discs, rectangles and triangles on a noisy background.
 
 It exists so that every command of the project can be tried without a download. Sizes, aspect
-ratios, colours, rotations and occlusion vary; boxes are tight around what is visible. Run::
+ratios, colours, rotations and occlusion vary; boxes are tight around what is visible, and masks
+cover it. Run::
 
     python -m alrp.data.datasets.shapes --root datasets/shapes
 
@@ -24,7 +25,8 @@ import numpy as np
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Iterator, NamedTuple
+import pycocotools.mask as mask_util
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
@@ -90,21 +92,33 @@ def sample_scene(rng: np.random.Generator, image_size: int) -> Scene:
     return Scene(background, noise, shapes)
 
 
-def render(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw a scene.
+class Picture(NamedTuple):
+    """A scene as it was drawn, with the ground truth of its V shapes.
 
-    Returns:
+    Attributes:
         image: (S, S, 3) uint8 RGB.
         boxes: (V, 4) float64 XYXY pixels, tight to 1/4 pixel around what is visible.
         areas: (V,) float64 visible area of each shape in square pixels.
+        masks: (V, S, S) bool, the pixels of which a shape covers at least half.
     """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    areas: np.ndarray
+    masks: np.ndarray
+
+
+def render(scene: Scene) -> Picture:
+    """Draw a scene."""
     masks = _visible_masks(scene.shapes, len(scene.background))
     image = scene.background.copy()
-    for shape, mask in zip(scene.shapes, masks):
-        coverage = np.asarray(Image.fromarray(mask.view(np.uint8) * 255).reduce(_SUPERSAMPLING))
-        image += (coverage / 255.0)[..., None] * (shape.colour - scene.background)
+    coverages = np.zeros((len(masks), *image.shape[:2]))
+    for shape, mask, coverage in zip(scene.shapes, masks, coverages):
+        grey = Image.fromarray(mask.view(np.uint8) * 255).reduce(_SUPERSAMPLING)
+        coverage[:] = np.asarray(grey) / 255.0
+        image += coverage[..., None] * (shape.colour - scene.background)
     image = np.clip(np.rint(image + scene.noise), 0, 255).astype(np.uint8)
-    return image, _tight_boxes(masks), _areas(masks)
+    return Picture(image, _tight_boxes(masks), _areas(masks), coverages >= 0.5)
 
 
 def make_shapes_dataset(
@@ -166,6 +180,7 @@ def _is_complete(annotation_file: Path, image_folder: Path, recipe: dict) -> boo
         content = read_json(annotation_file)
         found = content["info"]["recipe"]
         names = [image["file_name"] for image in content["images"]]
+        has_masks = all("segmentation" in x for x in content["annotations"])
     except (ValueError, KeyError, TypeError):
         found = "a file this generator did not write"
     if found != recipe:
@@ -173,7 +188,8 @@ def _is_complete(annotation_file: Path, image_folder: Path, recipe: dict) -> boo
             f"shapes dataset: {annotation_file} was expected to hold {recipe}, but it holds "
             f"{found}; choose another root, ask for the same dataset, or delete the folder first."
         )
-    return all((image_folder / name).is_file() for name in names)
+    # Earlier versions wrote no masks.
+    return has_masks and all((image_folder / name).is_file() for name in names)
 
 
 def _write_split(annotation_file: Path, image_folder: Path, recipe: dict) -> None:
@@ -187,19 +203,29 @@ def _write_split(annotation_file: Path, image_folder: Path, recipe: dict) -> Non
     split_index = ("train", "val").index(recipe["split"])
     for i in tqdm(range(1, recipe["num_images"] + 1), desc=str(image_folder), unit="image"):
         scene = sample_scene(np.random.default_rng([recipe["seed"], split_index, i]), size)
-        pixels, boxes, areas = render(scene)
+        picture = render(scene)
         name = f"{i:06d}.png"
-        Image.fromarray(pixels).save(image_folder / name, format="PNG", compress_level=1)
+        Image.fromarray(picture.image).save(image_folder / name, format="PNG", compress_level=1)
         images.append({"id": i, "file_name": name, "width": size, "height": size})
-        for shape, box, area in zip(scene.shapes, boxes.tolist(), areas.tolist()):
-            xywh = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-            annotations.append(
-                {"id": len(annotations) + 1, "image_id": i, "category_id": shape.category + 1}
-                | {"bbox": xywh, "area": area, "iscrowd": 0}
-            )
+        for shape, truth in zip(scene.shapes, _ground_truth(picture)):
+            ids = {"id": len(annotations) + 1, "image_id": i, "category_id": shape.category + 1}
+            annotations.append(ids | truth)
     content = {"info": {"recipe": recipe}, "images": images, "annotations": annotations}
     with replacing(annotation_file) as file:
         file.write(json.dumps(content | {"categories": categories}).encode())
+
+
+def _ground_truth(picture: Picture) -> Iterator[dict]:
+    """Box, area and mask of each shape, as COCO annotations hold them."""
+    columns = np.asfortranarray(picture.masks.transpose(1, 2, 0).astype(np.uint8))
+    for box, area, mask in zip(
+        picture.boxes.tolist(), picture.areas.tolist(), mask_util.encode(columns)
+    ):
+        x1, y1, x2, y2 = box
+        mask["counts"] = mask["counts"].decode()
+        yield {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, "iscrowd": 0} | {
+            "segmentation": mask
+        }
 
 
 def _sample_background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
