@@ -10,11 +10,14 @@ from torch.testing import assert_close
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import Res5ROIHeads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from alrp.losses import SelfBalance
 from alrp.modeling import (
+    AllProposals,
     ALRPFastRCNNOutputLayers,
     ALRPHeadLosses,
     ALRPROIHeads,
@@ -213,3 +216,32 @@ def test_the_box_head_starts_with_the_published_spread():
     bound = (6 / (16 * 49 + 64)) ** 0.5
     assert 0.99 * bound < head.fc1.weight.abs().max() <= bound
     assert not head.fc1.bias.any()
+
+
+class RankedRes5ROIHeads(AllProposals, Res5ROIHeads):
+    """Heads of Detectron2's that are not ``StandardROIHeads``."""
+
+
+def test_all_proposals_take_the_sampling_out_of_other_heads(generator):
+    heads = RankedRes5ROIHeads(
+        in_features=["res4"],
+        pooler=ROIPooler(2, (1 / 16,), 0, "ROIAlignV2"),
+        res5=nn.Identity(),
+        box_predictor=predictor(3),
+        num_classes=3,
+        batch_size_per_image=4,
+        positive_fraction=0.25,
+        proposal_matcher=Matcher([0.5], [0, 1], allow_low_quality_matches=False),
+        proposal_append_gt=False,
+    )
+    gt_boxes = torch.tensor([[0.0, 0.0, 40.0, 40.0], [50.0, 50.0, 90.0, 90.0]])
+    boxes = torch.cat([gt_boxes + 2, gt_boxes + 30, gt_boxes + 1, gt_boxes.flip(0)])
+    proposals = Instances((96, 96), proposal_boxes=Boxes(boxes))
+    target = Instances((96, 96), gt_boxes=Boxes(gt_boxes), gt_classes=torch.tensor([2, 0]))
+    features = {"res4": torch.rand(1, 8, 6, 6, generator=generator)}
+    with EventStorage():
+        left, losses = heads(None, features, [proposals], [target])
+        (labelled,) = heads.label_and_sample_proposals([proposals], [target])
+    assert not left and all(loss > 0 for loss in losses.values())
+    assert labelled.gt_classes.tolist() == [2, 0, 3, 3, 2, 0, 0, 2]
+    assert torch.equal(labelled.proposal_boxes.tensor, boxes)

@@ -107,6 +107,56 @@ def test_nothing_to_balance_is_a_weight_of_zero():
     assert IterationBalance()(torch.tensor(0.0), torch.tensor(0.0)) == 0
 
 
+def first_weights_of_a_cascade(shift, generator, **options):
+    """Weights in ten steps of a head that trains on ground truth among its proposals.
+
+    As at the start of a cascade that appends ground truth: only such proposals are positive, and an
+    untrained regressor leaves them where they are.
+
+    Args:
+        shift: of the predicted boxes, as a share of their side.
+        generator: of the logits.
+        options: of the losses, aLRP with 80 classes.
+    """
+    losses = ALRPHeadLosses(num_classes=80, **options)
+    gt_classes = torch.full((200,), 80)
+    gt_classes[:6] = torch.arange(6)
+    expected = torch.tensor([[0.0, 0.0, 100.0, 100.0]]).repeat(6, 1)
+    logits = (0.1 * torch.randn(200, 80, generator=generator) - 4.6).requires_grad_()
+    weights = []
+    with EventStorage() as storage:
+        storage.iter = 19  # an iteration that is logged
+        for _ in range(10):
+            values = losses(logits, gt_classes, expected + 100 * shift, expected)
+            (gradient,) = torch.autograd.grad(values["loss_cls"], logits)
+            logits.data -= 0.5 * gradient
+            weights.append(storage.latest()["alrp/self_balance_weight"][0])
+    return weights
+
+
+def test_a_balance_that_is_measured_early_is_huge_with_ground_truth_among_the_proposals(generator):
+    coarse, exact = (
+        first_weights_of_a_cascade(
+            shift, generator.manual_seed(0), self_balance=SelfBalance(period=5)
+        )[4]
+        for shift in (0.2, 0.02)
+    )
+    assert exact > 5 * coarse > 1000
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"self_balance": SelfBalance(period=500)},  # as published: 50 until the first epoch ends
+        {"box_loss": GIoULoss(), "self_balance": IterationBalance()},
+        {"box_loss": WeightedGIoULoss(), "self_balance": IterationBalance()},
+    ],
+    ids=["epoch", "giou", "weighted_giou"],
+)
+def test_a_long_period_and_a_balance_in_every_step_bound_the_weight(options, generator):
+    assert max(first_weights_of_a_cascade(0.001, generator, **options)) == pytest.approx(50)
+
+
 @pytest.mark.parametrize("max_weight", [0, -1.0, float("inf"), float("nan")])
 def test_a_greatest_weight_must_be_finite_and_positive(max_weight):
     with pytest.raises(ValueError, match="max_weight must be a finite number > 0"):

@@ -25,6 +25,7 @@ from .matcher import ATSSMatcher, MaxIoUMatcher, build_matcher
 from .meta_arch import ALRPRetinaNet, FoveaBox, ShownRCNN
 from .proposal_generator import ALRPRPN, PriorRPNHead
 from .roi_heads import (
+    AllProposals,
     ALRPCascadeROIHeads,
     ALRPFastRCNNOutputLayers,
     ALRPROIHeads,
@@ -44,6 +45,7 @@ __all__ = [
     "ALRPRPN",
     "ALRPRetinaNet",
     "APHeadLosses",
+    "AllProposals",
     "ATSSHead",
     "ATSSMatcher",
     "BoxDeltaTransform",

@@ -1,5 +1,6 @@
 """Heads on regions of interest."""
 
+from .all_proposals import AllProposals
 from .alrp_cascade_rcnn import ALRPCascadeROIHeads
 from .alrp_fast_rcnn import ALRPFastRCNNOutputLayers, ALRPROIHeads
 from .box_head import XavierConvFCHead
@@ -9,6 +10,7 @@ __all__ = [
     "ALRPCascadeROIHeads",
     "ALRPFastRCNNOutputLayers",
     "ALRPROIHeads",
+    "AllProposals",
     "DiceMaskHead",
     "XavierConvFCHead",
     "dice_losses",

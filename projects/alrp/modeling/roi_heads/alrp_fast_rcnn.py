@@ -25,7 +25,7 @@ from ..bridge import RankingHeadLosses, best_scores, keep_checkpoint_names
 from ..dense_inference import check_test_options
 from ..head_losses import build_head_losses
 from ..micro_batches import MicroBatched, in_micro_batches
-from ..targets import matched_classes
+from .all_proposals import AllProposals
 from .dice_mask_head import DiceMaskHead
 
 
@@ -118,8 +118,8 @@ class ALRPFastRCNNOutputLayers(FastRCNNOutputLayers):
 
 
 @ROI_HEADS_REGISTRY.register()
-class ALRPROIHeads(MicroBatched, StandardROIHeads):
-    """``StandardROIHeads`` that train on all proposals, with :class:`ALRPFastRCNNOutputLayers`.
+class ALRPROIHeads(AllProposals, MicroBatched, StandardROIHeads):
+    """``StandardROIHeads`` with :class:`ALRPFastRCNNOutputLayers`, trained on all proposals.
 
     Mask and keypoint heads train on the foreground ones, as they do in the parent; without
     sampling there may be more of them.
@@ -195,11 +195,6 @@ class ALRPROIHeads(MicroBatched, StandardROIHeads):
         if self.splits(len(proposals)):
             return tuple(in_micro_batches(predict, inputs, self.micro_batch_size))
         return predict(*inputs)
-
-    def _sample_proposals(self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor):
-        """As the parent, but all proposals in their order."""
-        classes = matched_classes(gt_classes, matched_idxs, matched_labels, self.num_classes)
-        return torch.arange(len(classes), device=classes.device), classes
 
     def forward(self, images, features, proposals, targets=None):
         """As the parent."""
