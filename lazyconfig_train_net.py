@@ -24,6 +24,7 @@ from alrp.engine.lazy import (
     build_lazy_evaluator,
     build_lazy_parts,
     evaluate_lazy,
+    evaluate_lazy_with_tta,
     run_lazy_command,
     setup_lazy_config,
     train_lazy,
@@ -49,6 +50,7 @@ def main(args):
         )
         checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
         evaluate_lazy(cfg, model, evaluator)
+        evaluate_lazy_with_tta(cfg, model)
     else:
         train_lazy(cfg, resume=args.resume)
 

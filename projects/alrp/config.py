@@ -137,7 +137,8 @@ def _add_absent(cfg: CN, defaults: CN) -> None:
 
 def _defaults() -> CN:
     """The keys of this project, without those of Detectron2."""
-    cfg = CN({"MODEL": {"BACKBONE": {}}, "SOLVER": {"AMP": {}}, "INPUT": {}, "DATASETS": {}})
+    cfg = CN({"MODEL": {"BACKBONE": {}}, "SOLVER": {"AMP": {}}, "INPUT": {}})
+    cfg.update({"DATASETS": CN(), "TEST": CN()})
     cfg.MODEL.ALRP = CN()
     # Classification loss: "alrp", "ap", "rs" (Rank & Sort), or for FoveaBox also "focal".
     cfg.MODEL.ALRP.LOSS_TYPE = "alrp"
@@ -227,6 +228,16 @@ def _defaults() -> CN:
     cfg.INPUT.AUGMENTATION = "detectron2"
     # Side of the training images in pixels (paper: 512 or 800); "published" only.
     cfg.INPUT.SQUARE_SIZE_TRAIN = 512
+
+    # With each evaluation of a training: a metric of metrics.json, such as "bbox/AP" or "lrp/oLRP"
+    # (then lower is better), by which the weights of the best one are kept in model_best.pth.
+    cfg.TEST.BEST_METRIC = ""
+    # Evaluations in a row without a better BEST_METRIC, after which the training ends; 0: never.
+    cfg.TEST.PATIENCE = 0
+    # Whether the losses on DATASETS.TEST are computed, as validation/total_loss etc.
+    cfg.TEST.VALIDATION_LOSS = False
+    # Images of DATASETS.TEST that TensorBoard shows with their detections.
+    cfg.TEST.NUM_PICTURES = 0
 
     # COCO-format datasets of one's own, as [name, annotation file, image folder]. Paths may
     # contain "~" and environment variables.

@@ -80,7 +80,9 @@ def test_training_resuming_and_evaluation(run, tmp_path):
 
     evaluated = tmp_path / "evaluated"
     more = [f"train.init_checkpoint={folder / 'model_final.pth'}", f"train.output_dir={evaluated}"]
-    assert run("--eval-only", more=more) == 0
+    mapper = "{_target_: detectron2.modeling.DatasetMapperTTA, min_sizes: [64], max_size: 96"
+    assert run("--eval-only", more=[*more, f"dataloader.tta_mapper={mapper}, flip: True}}"]) == 0
+    assert (evaluated / "inference_TTA" / "lrp_results.json").is_file()
     assert json.loads((evaluated / "inference" / "lrp_results.json").read_text()) == results
 
 
@@ -99,6 +101,19 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(run, tmp_pa
     sets = [s["trainer"]["hooks"]["SeededIterations"].pop("datasets") for s in (found, expected)]
     assert sets[0] == sets[1]
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_training_ends_without_a_better_evaluation(run, tmp_path):
+    more = ["train.max_iter=4", "train.eval_period=1", "train.num_pictures=1"]
+    more += ["train.best_metric=lrp/oLRP", "train.patience=1", "train.validation_loss=True"]
+    more += ["model.test_score_thresh=0.99"]  # finds nothing, so that oLRP stays at 100
+    assert run(more=more) == 0
+    folder = tmp_path / "output"
+    assert torch.load(folder / "model_best.pth")["iteration"] == 0
+    assert torch.load(folder / "model_final.pth")["iteration"] == 1
+    rows = [json.loads(row) for row in (folder / "metrics.json").read_text().splitlines()]
+    assert rows[-1]["validation/total_loss"] > 0
 
 
 def test_a_dry_run_fills_in_the_epoch_and_writes_nothing(run, capsys, tmp_path):
@@ -133,6 +148,16 @@ def test_micro_batches_in_mixed_precision_are_reported(run, capsys):
         ),
         ("train.amp.enabled=True", "train.amp.dtype: float16 needs a GPU"),
         ("train.amp.dtype=float8", "train.amp.dtype: expected float16 or bfloat16"),
+        (
+            "train.best_metric=oLRP",
+            "train.best_metric: expected one of validation/total_loss, bbox",
+        ),
+        ("dataloader.tta_mapper=flip", "dataloader.tta_mapper: expected a LazyCall"),
+        (
+            "dataloader.tta_mapper={_target_: detectron2.modeling.DatasetMapperTTA}",
+            "building the test-time augmentation failed",
+        ),
+        ("train.best_metric=bbox/AP", "set train.eval_period to the iterations"),
         ("train.micro_batch_size=-1", "train.micro_batch_size: expected a whole number in [0, "),
     ],
 )

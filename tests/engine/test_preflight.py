@@ -99,7 +99,7 @@ def test_no_shipped_config_holds_a_mistake_or_a_key_without_effect(path):
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
-        ("alrp_retinanet_R_50_FPN_ATSS_100e", ["TEST.AUG.ENABLED", "True"]),
+        ("alrp_retinanet_R_50_FPN_ATSS_100e", ["TEST.AUG.FLIP", "False"]),
         ("alrp_retinanet_R_50_FPN_ATSS_100e", ["INPUT.MIN_SIZE_TRAIN", "(96, 128)"]),
         ("alrp_retinanet_R_50_FPN_ATSS_100e", ["MODEL.RETINANET.FOCAL_LOSS_GAMMA", "1.5"]),
         ("alrp_retinanet_R_50_FPN_ATSS_100e", ["MODEL.RETINANET.IOU_THRESHOLDS", "[0.3, 0.6]"]),

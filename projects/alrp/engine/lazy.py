@@ -6,6 +6,7 @@ Detectron2, and optionally ``dataloader.coco_format``, a list like ``DATASETS.CO
 
 from __future__ import annotations
 
+import copy
 import logging
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator
@@ -32,6 +33,8 @@ from ..head_nodes import HEAD_NODES
 from ..losses import SelfBalance
 from ..modeling.head_losses import HEAD_LOSSES
 from ..modeling.micro_batches import set_micro_batch_size
+from ..modeling.test_time_augmentation import DenseDetectorWithTTA
+from .best_metric import StopsEarly
 from .checks import (
     OPTIONAL_KEYS,
     check_complete,
@@ -40,10 +43,10 @@ from .checks import (
     in_lazy_names,
 )
 from .command import run_command
+from .evaluation_hooks import evaluation_hooks
 from .mixed_precision import MixedPrecisionTrainer
 from .preflight import report
 from .resuming import ContinuedMetrics, SeededIterations
-from .thresholds import StoreThresholds
 from .trainer import (
     CarefulFailures,
     TrainingParts,
@@ -142,6 +145,10 @@ def as_cfg_node(cfg: DictConfig) -> CfgNode:
     node.DATASETS.COCO_FORMAT = OmegaConf.to_container(
         OmegaConf.create(loader.get("coco_format", []))
     )
+    node.DATALOADER.NUM_WORKERS = loader.test.get("num_workers", 0)
+    node.TEST.EVAL_PERIOD = train.eval_period
+    for name in ("BEST_METRIC", "PATIENCE", "VALIDATION_LOSS", "NUM_PICTURES"):
+        node.TEST[name] = train.get(name.lower(), node.TEST[name])
     node.SOLVER.IMS_PER_BATCH = loader.train.total_batch_size
     node.SOLVER.OPTIMIZER = _target_name(cfg.optimizer)
     node.SOLVER.BASE_LR = cfg.optimizer.lr
@@ -206,11 +213,11 @@ def set_lazy_self_balance_period(model: DictConfig, period: int) -> None:
             _LOGGER.info(f"Self-balance period: {period} iterations, one epoch")
 
 
-class _LazyTrainer(CarefulFailures, SimpleTrainer):
+class _LazyTrainer(StopsEarly, CarefulFailures, SimpleTrainer):
     """Trains without a config of its own; failures are not followed by an evaluation."""
 
 
-class _LazyAMPTrainer(CarefulFailures, MixedPrecisionTrainer):
+class _LazyAMPTrainer(StopsEarly, CarefulFailures, MixedPrecisionTrainer):
     """As ``_LazyTrainer``, in mixed precision."""
 
 
@@ -247,7 +254,10 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> None:
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             *_main_only(lambda: hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)),
             hooks.EvalHook(cfg.train.eval_period, evaluate),
-            StoreThresholds(checkpointer),
+            *evaluation_hooks(
+                parts.cfg, checkpointer, lambda: instantiate(cfg.dataloader.test.mapper)
+            ),
+            hooks.EvalHook(0, lambda: evaluate_lazy_with_tta(cfg, model)),
             # Behind the evaluation, to write its results.
             *_main_only(lambda: _writer(cfg)),
         ]
@@ -270,6 +280,23 @@ def evaluate_lazy(cfg: DictConfig, model: nn.Module, evaluator: DatasetEvaluator
     if comm.is_main_process():
         print_csv_format(results)
     return results
+
+
+def evaluate_lazy_with_tta(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+    """Results on the versions of ``dataloader.tta_mapper``; {} without one.
+
+    They are written beside those of the images as they are, to folders that end with "_TTA", and so
+    do the names of their tasks.
+    """
+    if cfg.dataloader.get("tta_mapper") is None:
+        return {}
+    cfg = copy.deepcopy(cfg)
+    for part in _nodes(cfg.dataloader.evaluator):
+        if "output_dir" in part:
+            part.output_dir = f"{part.output_dir}_TTA"
+    model = DenseDetectorWithTTA(model, instantiate(cfg.dataloader.tta_mapper))
+    results = evaluate_lazy(cfg, model, build_lazy_evaluator(cfg))
+    return {f"{name}_TTA": values for name, values in results.items()}
 
 
 @contextmanager

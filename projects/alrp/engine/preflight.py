@@ -14,7 +14,13 @@ from detectron2.config import CfgNode
 
 from ..coco import Finding
 from ..errors import UserError
-from .checks import check_config, check_datasets, check_device, check_training
+from .checks import (
+    check_config,
+    check_datasets,
+    check_device,
+    check_test_time_augmentation,
+    check_training,
+)
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -50,6 +56,7 @@ def check_surroundings(cfg: CfgNode, *, for_training: bool, world_size: int = 1)
     """As :func:`check`, without what is built from the config: device, datasets, batch, rates."""
     findings = check_device(cfg, for_training=for_training, world_size=world_size)
     findings += check_datasets(cfg, for_training=for_training)
+    findings += check_test_time_augmentation(cfg)
     if for_training:
         findings += check_training(cfg, world_size)
     return findings

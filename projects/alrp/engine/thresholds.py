@@ -17,6 +17,7 @@ from ..checkpoint.serialization import read_checkpoint, split_checkpoint, write_
 from ..errors import UserError
 from ..files import read_json
 from ..modeling import ShownDetections
+from .best_metric import BEST_FILE, BestMetric
 
 _LOGGER = logging.getLogger(__name__)
 _MARGIN = 1e-4
@@ -101,16 +102,19 @@ def _write_with(content: Any, source: str, target: str, tensors: Mapping[str, Te
 
 
 class StoreThresholds(HookBase):
-    """Adds the LRP-optimal scores of an evaluation to the checkpoints of its iteration.
+    """Adds what an evaluation found to the checkpoints of its iteration.
 
-    A checkpoint is written before its evaluation, which may fail. To be registered behind both.
+    That are the LRP-optimal scores, and the best evaluation so far. A checkpoint is written before
+    its evaluation, which may fail. To be registered behind all three.
 
     Args:
         checkpointer: that writes the checkpoints.
+        best: hook with the best evaluation, if there is one.
     """
 
-    def __init__(self, checkpointer: CheckedCheckpointer) -> None:
+    def __init__(self, checkpointer: CheckedCheckpointer, best: BestMetric | None = None) -> None:
         self._checkpointer = checkpointer
+        self._best = best
         self._stored: Mapping | None = None
 
     def after_step(self) -> None:
@@ -121,27 +125,40 @@ class StoreThresholds(HookBase):
 
     def _store(self, iteration: int) -> None:
         results = getattr(self.trainer, "_last_eval_results", None)
-        found = shown_detections(self._checkpointer.model)
-        if not comm.is_main_process() or not results or results is self._stored or not found:
+        if not comm.is_main_process() or not results or results is self._stored:
             return
-        self._stored, thresholds = results, thresholds_of_results(results)
-        if not thresholds:
-            return
+        self._stored = results
         try:
-            values = by_class_index(thresholds, self._checkpointer.class_names or list(thresholds))
-            for path in self._paths(iteration):
+            tensors = self._thresholds(results)
+            for path in self._paths(iteration) if tensors or self._best else ():
                 content = read_checkpoint(path)
                 if content.get("iteration") != iteration:  # an earlier one, evaluated by itself
                     continue
-                _write_with(content, path, path, {f"{found[0]}.thresholds": values})
-                _LOGGER.info(f"Stored the LRP-optimal score of each class in {path}")
+                if self._best and "trainer" in content:
+                    hooks = content["trainer"].setdefault("hooks", {})
+                    hooks[type(self._best).__qualname__] = self._best.state_dict()
+                _write_with(content, path, path, tensors)
+                _LOGGER.info(f"Stored what the evaluation found in {path}")
+        except UserError as error:  # no reason to end a training
+            _LOGGER.warning(f"The checkpoint is left without its evaluation: {error}")
+
+    def _thresholds(self, results: Mapping) -> dict[str, Tensor]:
+        """LRP-optimal scores by their name in the model's state dict; empty if there are none."""
+        found = shown_detections(self._checkpointer.model)
+        thresholds = thresholds_of_results(results) if found else {}
+        if not thresholds:
+            return {}
+        names = self._checkpointer.class_names or list(thresholds)
+        try:
+            return {f"{found[0]}.thresholds": by_class_index(thresholds, names)}
         except UserError as error:  # no reason to end a training
             _LOGGER.warning(f"The checkpoint is left without LRP-optimal scores: {error}")
+            return {}
 
     def _paths(self, iteration: int) -> list[str]:
         """Files that may hold the model as it was evaluated."""
         folder = self._checkpointer.save_dir
-        names = {f"model_{iteration:07d}.pth", "model_final.pth"}
+        names = {f"model_{iteration:07d}.pth", f"{BEST_FILE}.pth", "model_final.pth"}
         paths = {os.path.join(folder, name) for name in names}
         paths.add(self._checkpointer.get_checkpoint_file())
         return [path for path in sorted(paths) if os.path.isfile(path)]

@@ -36,9 +36,11 @@ from ..data.stream import with_places
 from ..errors import UserError
 from ..evaluation import APEvaluator, LRPEvaluator, with_completed_annotations
 from ..modeling.micro_batches import set_micro_batch_size
+from ..modeling.test_time_augmentation import with_test_time_augmentation
+from .best_metric import StopsEarly
+from .evaluation_hooks import before_writers, evaluation_hooks
 from .mixed_precision import iteration_trainer
 from .resuming import ContinuedMetrics, SeededIterations
-from .thresholds import StoreThresholds
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -113,7 +115,7 @@ class CarefulFailures:
         super().after_train()
 
 
-class Trainer(CarefulFailures, DefaultTrainer):
+class Trainer(StopsEarly, CarefulFailures, DefaultTrainer):
     """``DefaultTrainer`` that knows the length of an epoch, evaluates LRP, and runs on CPU ranks.
 
     The self-balance period of the model is one epoch of ``DATASETS.TRAIN`` unless the config sets
@@ -144,8 +146,11 @@ class Trainer(CarefulFailures, DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         # Not in build_hooks(), which a subclass may replace.
-        self.register_hooks([parts.seeding, ContinuedMetrics(cfg.OUTPUT_DIR), *self.build_hooks()])
-        self.register_hooks([StoreThresholds(self.checkpointer)])
+        more = evaluation_hooks(cfg, self.checkpointer, lambda: build_mapper(cfg, is_train=False))
+        if cfg.TEST.AUG.ENABLED:  # at the end, as Detectron2's train_net.py does
+            more.append(hooks.EvalHook(0, lambda: self.test_with_TTA(cfg, self.model)))
+        self.register_hooks([parts.seeding, ContinuedMetrics(cfg.OUTPUT_DIR)])
+        self.register_hooks(before_writers(self.build_hooks(), more))
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
@@ -162,6 +167,16 @@ class Trainer(CarefulFailures, DefaultTrainer):
         if comm.is_main_process():
             _check_expected(cfg.TEST.EXPECTED_RESULTS, results)
         return results
+
+    @classmethod
+    def test_with_TTA(cls, cfg, model) -> dict:
+        """Results on the versions of ``TEST.AUG``, of tasks that end with "_TTA"."""
+        evaluators = [
+            cls.build_evaluator(cfg, name, _folder(cfg, name, "inference_TTA"))
+            for name in cfg.DATASETS.TEST
+        ]
+        results = cls.test(cfg, with_test_time_augmentation(cfg, model), evaluators)
+        return {f"{name}_TTA": values for name, values in results.items()}
 
     @classmethod
     def build_parts(cls, cfg) -> TrainingParts:
@@ -231,13 +246,8 @@ class Trainer(CarefulFailures, DefaultTrainer):
         Up to ``TEST.DETECTIONS_PER_IMAGE`` detections per image and class count, and at least 100.
         """
         tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-        if output_folder is None:
-            several = len(cfg.DATASETS.TEST) > 1
-            output_folder = os.path.join(
-                cfg.OUTPUT_DIR, "inference", dataset_name if several else ""
-            )
         options = {
-            "output_dir": output_folder,
+            "output_dir": output_folder or _folder(cfg, dataset_name, "inference"),
             # COCO counts 100; a model that is asked for more is not to lose them in silence.
             "max_dets_per_image": max(100, cfg.TEST.DETECTIONS_PER_IMAGE),
         }
@@ -247,6 +257,12 @@ class Trainer(CarefulFailures, DefaultTrainer):
                 LRPEvaluator(dataset_name, **options),
             ]
         )
+
+
+def _folder(cfg, dataset_name: str, name: str) -> str:
+    """Where the results on a test set are written, of several in a folder for each."""
+    several = len(cfg.DATASETS.TEST) > 1
+    return os.path.join(cfg.OUTPUT_DIR, name, dataset_name if several else "")
 
 
 def _check_expected(expected: list, results: dict) -> None:

@@ -35,6 +35,7 @@ from .roi_heads import (
 )
 from .shown_detections import ShownDetections
 from .targets import match_anchors, matched_boxes, matched_classes, matched_targets
+from .test_time_augmentation import DenseDetectorWithTTA, with_test_time_augmentation
 from .timm_backbone import TimmBackbone, build_timm_fpn_backbone
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "BoxLoss",
     "DeformConv2d",
     "DeformableBottleneckBlock",
+    "DenseDetectorWithTTA",
     "DiceMaskHead",
     "FocalHeadLosses",
     "FoveaBox",
@@ -86,4 +88,5 @@ __all__ = [
     "matched_boxes",
     "matched_classes",
     "matched_targets",
+    "with_test_time_augmentation",
 ]

@@ -1,6 +1,7 @@
 """What is looked at before a run: datasets, config keys, training, device."""
 
 from .datasets import check_class_count, check_datasets
+from .evaluation import check_test_time_augmentation
 from .lazy_config import check_lazy_config
 from .lazy_values import OPTIONAL_KEYS, check_complete, check_lazy_values, in_lazy_names
 from .training import PUBLISHED_BATCH, check_device, check_training, published_learning_rate
@@ -16,6 +17,7 @@ __all__ = [
     "check_device",
     "check_lazy_config",
     "check_lazy_values",
+    "check_test_time_augmentation",
     "check_training",
     "in_lazy_names",
     "published_learning_rate",

@@ -20,6 +20,7 @@ _READ_BY_COMMANDS = (
     "MODEL.WEIGHTS",
     "OUTPUT_DIR",
     "SEED",
+    "TEST.AUG.ENABLED",
     "TEST.EXPECTED_RESULTS",
     "VERSION",
 )
@@ -30,7 +31,11 @@ _READ_BY_TRAINING = (
     "SOLVER.CHECKPOINT_PERIOD",
     "SOLVER.IMS_PER_BATCH",
     "SOLVER.REFERENCE_WORLD_SIZE",
+    "TEST.BEST_METRIC",
     "TEST.EVAL_PERIOD",
+    "TEST.NUM_PICTURES",
+    "TEST.PATIENCE",
+    "TEST.VALIDATION_LOSS",
     "TEST.PRECISE_BN.ENABLED",
 )
 
@@ -71,6 +76,8 @@ def check_effects(cfg: CfgNode, reads: Iterable[str]) -> list[Finding]:
 def read_by_commands(cfg: CfgNode, *, for_training: bool) -> Iterator[str]:
     """Keys that a run reads beside those from which model, mappers and optimizer are built."""
     yield from _READ_BY_COMMANDS
+    if cfg.TEST.AUG.ENABLED:
+        yield from ("TEST.AUG.FLIP", "TEST.AUG.MAX_SIZE", "TEST.AUG.MIN_SIZES")
     if cfg.MODEL.KEYPOINT_ON:
         yield "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE"
     if not for_training:

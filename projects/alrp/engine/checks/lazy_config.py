@@ -15,6 +15,7 @@ from detectron2.data import build_detection_test_loader, build_detection_train_l
 
 from ...coco import Finding
 from ...modeling.micro_batches import set_micro_batch_size
+from ...modeling.test_time_augmentation import DenseDetectorWithTTA
 from .trial import (
     TrialFailure,
     blamed,
@@ -76,6 +77,7 @@ def _try(cfg: DictConfig, for_training: bool) -> TrialFailure | None:
         ("building the model", partial(_build_model, cfg, parts)),
         ("preparing an image for the test", partial(_map, cfg.dataloader.test, parts)),
         ("passing an image through the model", lambda: pass_image(parts["model"], parts["image"])),
+        ("building the test-time augmentation", partial(_build_tta, cfg, parts)),
         ("building the test loader", partial(_build_loader, cfg.dataloader.test)),
     ]
     if for_training:
@@ -92,6 +94,12 @@ def _try(cfg: DictConfig, for_training: bool) -> TrialFailure | None:
 def _build_model(cfg: DictConfig, parts: dict) -> None:
     with torch.device("meta"):
         parts["model"] = instantiate(cfg.model)
+
+
+def _build_tta(cfg: DictConfig, parts: dict) -> None:
+    mapper = cfg.dataloader.get("tta_mapper")
+    if mapper is not None:
+        DenseDetectorWithTTA(parts["model"], instantiate(mapper))
 
 
 def _set_micro_batch_size(cfg: DictConfig, parts: dict) -> None:

@@ -69,6 +69,7 @@ _EXPECTED = {
     "train.amp.dtype": Expected(
         "float16 or bfloat16", lambda value: value in ("float16", "bfloat16"), needed=False
     ),
+    "train.best_metric": _TEXT._replace(needed=False),
     "train.checkpointer": _ARGUMENTS,
     "train.checkpointer.period": _whole("[1, inf)"),
     "train.checkpointer.max_to_keep": _whole("[1, inf)", needed=False),
@@ -79,9 +80,12 @@ _EXPECTED = {
     "train.log_period": _whole("[1, inf)"),
     "train.max_iter": _whole("[1, inf)"),
     "train.micro_batch_size": _whole("[0, 100000]", needed=False),
+    "train.num_pictures": _whole("[0, 100]", needed=False),
     "train.output_dir": _TEXT,
+    "train.patience": _whole("[0, inf)", needed=False),
     # NumPy's limit, less room for the rank that is added.
     "train.seed": _whole("[-1, 4000000000]", needed=False),
+    "train.validation_loss": _FLAG._replace(needed=False),
     "dataloader": _ARGUMENTS,
     "dataloader.coco_format": Expected(
         "a list of [name, annotation file, image folder]",
@@ -102,6 +106,7 @@ _EXPECTED = {
     "dataloader.test.dataset.names": _NAMES,
     "dataloader.test.mapper": _CALL,
     "dataloader.test.num_workers": _whole(_WORKERS, needed=False),
+    "dataloader.tta_mapper": _CALL._replace(needed=False),
     "dataloader.evaluator": Expected(
         "a LazyCall of an evaluator, or of DatasetEvaluators with at least one", _is_evaluator
     ),
@@ -137,6 +142,11 @@ _LAZY_NAMES = {
     "SOLVER.IMS_PER_BATCH": "dataloader.train.total_batch_size",
     "SOLVER.MAX_ITER": "train.max_iter",
     "SOLVER.MICRO_BATCH_SIZE": "train.micro_batch_size",
+    "TEST.BEST_METRIC": "train.best_metric",
+    "TEST.EVAL_PERIOD": "train.eval_period",
+    "TEST.NUM_PICTURES": "train.num_pictures",
+    "TEST.PATIENCE": "train.patience",
+    "TEST.VALIDATION_LOSS": "train.validation_loss",
 }
 _KEYS = "|".join(map(re.escape, _LAZY_NAMES))
 # "set KEY VALUE", as one writes it on a command line.

@@ -1,0 +1,246 @@
+"""What a training does with its evaluations: best weights, early end, validation loss, pictures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import numpy as np
+import subprocess
+import sys
+from pathlib import Path
+import pytest
+import torch
+from helpers.detectors import image, small_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from detectron2.engine import HookBase
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from alrp.data.dataset_mapper import build_mapper
+from alrp.engine import Trainer, argument_parser, run_command, setup_config
+from alrp.engine.validation_loss import ValidationLoss, validation_loader
+from alrp.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Interruption(HookBase):
+    """Ends the training before iteration ``iteration``, as Ctrl-C does."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def before_step(self):
+        if self.trainer.iter == self.iteration:
+            raise KeyboardInterrupt
+
+
+class Scripted(Trainer):
+    """Its evaluations give the values of a list in turn."""
+
+    values: list[float] = []
+    task, metric = "bbox", "AP"
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        return {"lrp": {"threshold-disc": 0.5}} | {cls.task: {cls.metric: cls.values.pop(0)}}
+
+
+@pytest.fixture
+def trainer_of(command_line):
+    """``trainer_of(trainer_class, *options, KEY=VALUE...)``: evaluated and saved each iteration."""
+
+    def build(trainer_class, *options, **overrides):
+        keys = {"TEST.EVAL_PERIOD": 1, "SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.MAX_ITER": 6}
+        args = argument_parser().parse_args(command_line(*options, **{**keys, **overrides}))
+        cfg = setup_config(args)
+        torch.manual_seed(0)  # the first weights
+        trainer = trainer_class(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer
+
+    return build
+
+
+def values(*numbers, task="bbox", metric="AP"):
+    return type("Scripted", (Scripted,), {"values": [*numbers], "task": task, "metric": metric})
+
+
+def iteration_of(path):
+    return torch.load(path)["iteration"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "numbers"),
+    [("bbox/AP", (1.0, 3.0, 2.0, 3.0)), ("lrp/oLRP", (90.0, 70.0, float("nan"), 75.0))],
+)
+def test_training_ends_without_a_better_evaluation(trainer_of, tmp_path, metric, numbers):
+    task, name = metric.split("/")
+    options = {"TEST.BEST_METRIC": metric, "TEST.PATIENCE": 2}
+    trainer = trainer_of(values(*numbers, task=task, metric=name), **options)
+    assert trainer.train()[task][name] == numbers[-1]
+    assert trainer.values == []  # the last evaluation is not repeated
+    folder = tmp_path / "output"
+    assert iteration_of(folder / "model_best.pth") == 1
+    assert iteration_of(folder / "model_final.pth") == 3
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
+    best, second = (torch.load(folder / f"model_{n}.pth")["model"] for n in ("best", "0000001"))
+    assert "trainer" not in torch.load(folder / "model_best.pth")
+    assert best.keys() == second.keys()
+    assert all(torch.equal(best[key], second[key]) for key in best)
+
+
+def test_a_resumed_run_knows_the_best_evaluation_and_its_patience(trainer_of, tmp_path):
+    options = {"TEST.BEST_METRIC": "bbox/AP", "TEST.PATIENCE": 2}
+    trainer = trainer_of(values(1.0, 3.0), **options)
+    trainer.register_hooks([Interruption(2)])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    resumed = trainer_of(values(2.0, 2.5, 4.0), "--resume", **options)
+    resumed.train()
+    assert resumed.values == [4.0]
+    assert iteration_of(tmp_path / "output" / "model_best.pth") == 1
+    assert iteration_of(tmp_path / "output" / "model_final.pth") == 3
+
+
+def test_another_metric_begins_anew_when_resumed(trainer_of, tmp_path, caplog):
+    trainer_of(values(9.0, 8.0), **{"TEST.BEST_METRIC": "bbox/AP", "SOLVER.MAX_ITER": 2}).train()
+    resumed = values(50.0, metric="oLRP", task="lrp")
+    options = {"TEST.BEST_METRIC": "lrp/oLRP", "SOLVER.MAX_ITER": 3}
+    with caplog.at_level(logging.WARNING, "alrp"):
+        trainer_of(resumed, "--resume", **options).train()
+    assert "chosen by bbox/AP so far: the resumed run begins anew, by lrp/oLRP" in caplog.text
+    assert iteration_of(tmp_path / "output" / "model_best.pth") == 2
+
+
+def test_validation_loss_and_pictures_leave_the_training_as_it_is(trainer_of, tmp_path):
+    plain = {"OUTPUT_DIR": tmp_path / "plain", "SOLVER.MAX_ITER": 2}
+    trainer_of(Trainer, **plain).train()
+    with_all = {"TEST.VALIDATION_LOSS": True, "TEST.NUM_PICTURES": 2, "SOLVER.MAX_ITER": 2}
+    with_all |= {"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (64,)}
+    trainer_of(Trainer, **with_all, **{"TEST.BEST_METRIC": "validation/total_loss"}).train()
+    states = [torch.load(tmp_path / name / "model_final.pth") for name in ("plain", "output")]
+    for part in (states[0]["model"], states[1]["model"]):
+        part.pop("shown.thresholds", None)
+    torch.testing.assert_close(states[1]["model"], states[0]["model"], rtol=0, atol=0)
+    assert (tmp_path / "output" / "model_best.pth").is_file()
+
+    rows = (tmp_path / "output" / "metrics.json").read_text().splitlines()
+    rows = [json.loads(row) for row in rows]
+    assert {"bbox/AP", "bbox_TTA/AP", "lrp_TTA/oLRP"} <= set(rows[-1])
+    assert (tmp_path / "output" / "inference_TTA" / "lrp_results.json").is_file()
+    losses = [row for row in rows if "validation/total_loss" in row]
+    assert [row["iteration"] for row in losses] == [0, 2]
+    for row in losses:
+        parts = row["validation/loss_cls"] + row["validation/loss_box_reg"]
+        assert row["validation/total_loss"] == pytest.approx(parts)
+    events = EventAccumulator(str(tmp_path / "output"))
+    events.Reload()
+    assert [event.step for event in events.Images("validation/detections")] == [0, 2]
+
+
+BATCH = [image(64, 96, [[5, 5, 40, 50], [30, 10, 90, 60]], [0, 2]), image(64, 64)]
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "overrides"),
+    [
+        ("Base-ALRP-RetinaNet.yaml", "RETINANET", {}),
+        ("Base-ALRP-RetinaNet.yaml", "RETINANET", {"MODEL.META_ARCHITECTURE": "RetinaNet"}),
+        ("Base-FoveaBox.yaml", "FOVEABOX", {"SOLVER.MICRO_BATCH_SIZE": 1}),
+    ],
+)
+def test_a_validation_loss_leaves_no_trace(base, head, overrides):
+    model = build_model(small_config(base, head, 3, **{"VIS_PERIOD": 1, **overrides})).train()
+    with EventStorage():
+        model(BATCH)  # Detectron2's RetinaNet begins its running mean of positives
+    model.backbone.bottom_up.stem.eval()  # as a user might have set it
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    attributes = {name: dict(vars(module)) for name, module in model.named_modules()}
+    random_states = torch.get_rng_state(), np.random.get_state()[1].copy()
+    with EventStorage() as storage:
+        loss = ValidationLoss(model, [BATCH, BATCH[:1]])
+        first = loss()
+        assert loss() == first
+        assert not storage.latest() and not storage._vis_data
+    assert set(first["validation"]) == {"total_loss", "loss_cls", "loss_box_reg"}
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+    for name, module in model.named_modules():
+        assert vars(module) == attributes[name]
+    assert torch.equal(torch.get_rng_state(), random_states[0])
+    assert np.array_equal(np.random.get_state()[1], random_states[1])
+
+
+def test_a_validation_loss_is_the_mean_over_the_images():
+    model = build_model(small_config("Base-ALRP-RetinaNet.yaml", "RETINANET", 3))
+    whole, rest = (ValidationLoss(model, [b])()["validation"] for b in (BATCH, BATCH[:1]))
+    both = ValidationLoss(model, [BATCH, BATCH[:1]])()["validation"]
+    for name in both:
+        assert both[name] == pytest.approx((2 * whole[name] + rest[name]) / 3)
+    assert ValidationLoss(model, [])() == {}
+
+
+def test_images_without_annotations_have_no_loss():
+    cfg = small_config("Base-ALRP-RetinaNet.yaml", "RETINANET", 3)
+    mapper = build_mapper(cfg, is_train=False)
+    with pytest.raises(UserError, match="a.png of DATASETS.TEST has no annotations"):
+        validation_loader(cfg, [{"file_name": "a.png"}], mapper)
+    with pytest.raises(UserError, match="function is no mapper like"):
+        validation_loader(cfg, [], lambda record: record)
+
+
+@pytest.mark.slow
+def test_two_processes_with_uneven_shares_end_together(command_line, tmp_path):
+    keys = {
+        "TEST.EVAL_PERIOD": 1,
+        "TEST.BEST_METRIC": "lrp/oLRP",
+        "TEST.PATIENCE": 1,
+        "TEST.VALIDATION_LOSS": True,
+        "MODEL.RETINANET.SCORE_THRESH_TEST": 0.99,  # finds nothing, so that oLRP stays at 100
+        "DATASETS.TEST": ("uneven",),
+    }
+    line = command_line("--num-gpus", "2", **keys)
+    place = line.index("DATASETS.COCO_FORMAT") + 1
+    line[place] = str(_with_three_images(line[place], tmp_path))
+    command = [sys.executable, str(ROOT / "train_net.py"), *line]
+    subprocess.run(command, check=True, timeout=300, capture_output=True)
+    assert iteration_of(tmp_path / "output" / "model_best.pth") == 0
+    assert iteration_of(tmp_path / "output" / "model_final.pth") == 1
+
+
+def _with_three_images(datasets, folder):
+    """Entries of DATASETS.COCO_FORMAT with one more of three images, so that ranks have 2 and 1."""
+    entries = json.loads(datasets.replace("'", '"'))
+    _, annotations, images = entries[1]
+    content = json.loads(open(annotations).read())
+    content["images"] = content["images"][:3]
+    kept = {entry["id"] for entry in content["images"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+    (folder / "uneven.json").write_text(json.dumps(content))
+    return [*entries, ["uneven", str(folder / "uneven.json"), images]]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"TEST.BEST_METRIC": "AP", "TEST.EVAL_PERIOD": 2},
+            "one of validation/total_loss, bbox/AP,",
+        ),
+        ({"TEST.BEST_METRIC": "lrp/olrp", "TEST.EVAL_PERIOD": 2}, "TEST.BEST_METRIC lrp/oLRP."),
+        ({"TEST.BEST_METRIC": "bbox/AP"}, "TEST.EVAL_PERIOD: the best evaluation by bbox/AP"),
+        ({"TEST.PATIENCE": 3}, "TEST.PATIENCE: 3 evaluations"),
+        ({"TEST.BEST_METRIC": "validation/total_loss", "TEST.EVAL_PERIOD": 2}, "not measured"),
+        ({"TEST.VALIDATION_LOSS": True, "DATASETS.TEST": ()}, "TEST.VALIDATION_LOSS needs a test"),
+        ({"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (0,)}, "TEST.AUG.MIN_SIZES: expected"),
+        ({"TEST.NUM_PICTURES": 1000}, "TEST.NUM_PICTURES: expected a number in [0, 100]"),
+    ],
+)
+def test_a_wrong_key_is_one_message_before_the_start(
+    train_net, command_line, capsys, tmp_path, keys, message
+):
+    args = argument_parser().parse_args(command_line(**keys))
+    assert run_command(train_net.main, args) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "output").exists()
