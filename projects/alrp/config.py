@@ -242,6 +242,9 @@ def _defaults() -> CN:
     # COCO-format datasets of one's own, as [name, annotation file, image folder]. Paths may
     # contain "~" and environment variables.
     cfg.DATASETS.COCO_FORMAT = []
+    # Names of the classes to train and evaluate; () for all. Objects of other classes count as
+    # background. Class indices follow the ids in the annotation file, not this list.
+    cfg.DATASETS.CLASSES = ()
     return cfg
 
 

@@ -152,6 +152,8 @@ def test_micro_batches_in_mixed_precision_are_reported(run, capsys):
             "train.best_metric=oLRP",
             "train.best_metric: expected one of validation/total_loss, bbox",
         ),
+        ("dataloader.classes=[disk]", "dataloader.classes: there is no class 'disk' in dataset"),
+        ("dataloader.classes=[disc]", "To fix: set model.num_classes=1."),
         ("dataloader.tta_mapper=flip", "dataloader.tta_mapper: expected a LazyCall"),
         (
             "dataloader.tta_mapper={_target_: detectron2.modeling.DatasetMapperTTA}",

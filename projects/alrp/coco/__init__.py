@@ -11,6 +11,7 @@ from .annotation_rules import (
     check_fields,
     check_meaning,
 )
+from .class_subset import check_class_names, of_classes
 from .completion import completed
 from .findings import Finding, raise_errors
 from .result_rules import check_result_boxes, check_results
@@ -20,10 +21,12 @@ __all__ = [
     "Purpose",
     "check_annotations",
     "check_categories",
+    "check_class_names",
     "check_fields",
     "check_meaning",
     "check_result_boxes",
     "check_results",
     "completed",
+    "of_classes",
     "raise_errors",
 ]

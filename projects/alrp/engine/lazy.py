@@ -149,6 +149,7 @@ def as_cfg_node(cfg: DictConfig) -> CfgNode:
     node.TEST.EVAL_PERIOD = train.eval_period
     for name in ("BEST_METRIC", "PATIENCE", "VALIDATION_LOSS", "NUM_PICTURES"):
         node.TEST[name] = train.get(name.lower(), node.TEST[name])
+    node.DATASETS.CLASSES = tuple(loader.get("classes", ()))
     node.SOLVER.IMS_PER_BATCH = loader.train.total_batch_size
     node.SOLVER.OPTIMIZER = _target_name(cfg.optimizer)
     node.SOLVER.BASE_LR = cfg.optimizer.lr

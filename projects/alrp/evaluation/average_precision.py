@@ -14,7 +14,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.utils.file_io import PathManager
 
-from ..coco import Purpose, check_annotations, completed, raise_errors
+from ..coco import Purpose, check_annotations, completed, of_classes, raise_errors
 from ..errors import UserError
 from ..files import read_json
 
@@ -45,7 +45,8 @@ class APEvaluator(COCOEvaluator):
             return
         masks = isinstance(tasks, (tuple, list)) and "segm" in tasks
         path = PathManager.get_local_path(json_file)
-        checked = _checked_coco(dataset_name, json_file, masks, path, _version(path))
+        classes = tuple(MetadataCatalog.get(dataset_name).get("kept_classes", ()))
+        checked = _checked_coco(dataset_name, json_file, masks, path, _version(path), classes)
         super().__init__(dataset_name, tasks, *args, **kwargs)  # reads the file itself as well
         self._coco_api = checked
 
@@ -93,14 +94,21 @@ def with_completed_annotations(evaluator: DatasetEvaluator) -> DatasetEvaluator:
             with_completed_annotations(part)
     elif isinstance(evaluator, COCOEvaluator) and not isinstance(evaluator, APEvaluator):
         if evaluator._do_evaluation:
-            evaluator._coco_api = _indexed(completed(evaluator._coco_api.dataset))
+            dataset = completed(evaluator._coco_api.dataset)
+            classes = evaluator._metadata.get("kept_classes", ())
+            evaluator._coco_api = _indexed(of_classes(dataset, classes))
     return evaluator
 
 
 # Two: a dataset and the same with masks. All evaluations of a training share them.
 @functools.lru_cache(maxsize=2)
 def _checked_coco(
-    dataset_name: str, json_file: str, masks: bool, path: str, version: tuple[int, int]
+    dataset_name: str,
+    json_file: str,
+    masks: bool,
+    path: str,
+    version: tuple[int, int],
+    classes: tuple[str, ...],
 ) -> COCO:
     """Content of an annotation file, checked, completed and indexed.
 
@@ -111,13 +119,14 @@ def _checked_coco(
         masks: whether masks are evaluated.
         path: of the file on this machine.
         version: of :func:`_version`; another one is read anew.
+        classes: names of those that are evaluated; all if there are none.
     """
     purpose = Purpose(ids=True, masks=masks, tolerate_repeated_ids="minival" in json_file)
     dataset = read_json(path)
     findings = check_annotations(f"dataset {dataset_name!r}, {json_file}", dataset, purpose)
     # Warnings are left to the check before the start: each evaluation would repeat them.
     raise_errors((f for f in findings if f.severity == "error"), _LOGGER)
-    return _indexed(completed(dataset))
+    return _indexed(of_classes(completed(dataset), classes))
 
 
 def _version(path: str) -> tuple[int, int]:

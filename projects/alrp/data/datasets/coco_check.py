@@ -9,7 +9,14 @@ from __future__ import annotations
 import os
 from typing import NamedTuple, Sequence
 
-from ...coco import Finding, Purpose, check_fields, check_meaning
+from ...coco import (
+    Finding,
+    Purpose,
+    check_class_names,
+    check_fields,
+    check_meaning,
+    of_classes,
+)
 from ...errors import UserError
 from ...files import read_json
 from .image_check import check_images
@@ -37,6 +44,7 @@ def check_coco_dataset(
     image_folder: str,
     purpose: Purpose,
     resizes: Sequence[tuple[int, int]] = (),
+    classes: Sequence[str] = (),
 ) -> CocoSummary:
     """Check annotation file and boxes, that all images exist, and open at most 50 of them.
 
@@ -46,14 +54,17 @@ def check_coco_dataset(
         image_folder: folder that the images' ``file_name`` is relative to.
         purpose: what the annotations are read for, with ``images``.
         resizes: limits of the shorter and the longer side, in pixels, that images are resized to.
+        classes: names of those that are used; all if there are none.
     """
     where = f"dataset {name!r}, {annotation_json}"
     content, findings = _read_json(where, annotation_json)
     findings = findings or check_fields(where, content, purpose)
     if findings:
         return CocoSummary(findings)
-    images, annotations = content["images"], content.get("annotations", [])
     findings = check_meaning(where, content, purpose)
+    findings += check_class_names(f"dataset {name!r}", content, classes)
+    content = of_classes(content, classes)
+    images, annotations = content["images"], content.get("annotations", [])
     findings += check_images(name, images, image_folder, resizes)
     categories = sorted(content["categories"], key=lambda category: category["id"])
     return CocoSummary(

@@ -11,7 +11,7 @@ from typing import Iterable
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ...coco import check_categories, raise_errors
+from ...coco import check_categories, of_classes, raise_errors
 from ...errors import UserError
 from ...files import read_json
 from .coco_loader import CocoFiles, load_coco_format
@@ -27,18 +27,48 @@ def register_coco_format(cfg: CfgNode) -> None:
     Paths may hold environment variables (``$NAME``, ``${NAME}``) and ``~``; relative ones are taken
     from the current directory. Files are not opened here. Masks are read with ``MODEL.MASK_ON``
     only, keypoints with ``MODEL.KEYPOINT_ON``. Registering the same triple again does nothing but
-    follow these two, so that worker processes can repeat the call.
+    follow these two and ``DATASETS.CLASSES``, so that worker processes can repeat the call.
+
+    With ``DATASETS.CLASSES`` the other sets of the config get only these classes, too.
 
     Raises:
-        UserError: on a malformed entry, an unset environment variable, or a name that another
-            dataset has.
+        UserError: on a malformed entry, an unset environment variable, a name that another dataset
+            has, a class named twice, or a set of which classes cannot be chosen.
     """
+    classes = _checked_classes(cfg)
+    options = {"masks": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON, "classes": classes}
     for i, entry in enumerate(cfg.DATASETS.COCO_FORMAT):
         where = f"DATASETS.COCO_FORMAT entry {i + 1}"
         name, annotation_json, image_folder = _checked_triple(entry, where)
         paths = [os.path.abspath(expand_path(p, where)) for p in (annotation_json, image_folder)]
-        files = CocoFiles(*paths, masks=cfg.MODEL.MASK_ON, keypoints=cfg.MODEL.KEYPOINT_ON)
-        _register(name, files, where)
+        _register(name, CocoFiles(*paths, **options), where)
+    own = coco_format_names(cfg)
+    for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
+        if name in DatasetCatalog and name not in own:
+            metadata = MetadataCatalog.get(name)
+            if tuple(metadata.get("kept_classes", ())) != classes:
+                _register(name, _files_of(name, options), "DATASETS.CLASSES")
+
+
+def _checked_classes(cfg: CfgNode) -> tuple[str, ...]:
+    """``DATASETS.CLASSES``, each of them once."""
+    classes = tuple(cfg.DATASETS.CLASSES)
+    twice = [name for name in dict.fromkeys(classes) if classes.count(name) > 1]
+    if twice:
+        raise UserError(f"DATASETS.CLASSES: {', '.join(twice)} is named twice; name it once.")
+    return classes
+
+
+def _files_of(name: str, options: dict) -> CocoFiles:
+    """Where a dataset lies that Detectron2 or the user's code has registered."""
+    metadata = MetadataCatalog.get(name)
+    json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
+    if not json_file or not image_root or metadata.get("evaluator_type") != "coco":
+        raise UserError(
+            f"DATASETS.CLASSES: dataset {name!r} is not in COCO's detection format, so that some "
+            "of its classes cannot be chosen; set DATASETS.CLASSES () or convert the set."
+        )
+    return CocoFiles(json_file, image_root, **options)
 
 
 def coco_format_names(cfg: CfgNode) -> list[str]:
@@ -61,6 +91,7 @@ def class_names(datasets: Iterable[str]) -> list[str] | None:
             content = read_json(metadata.json_file)
             findings = check_categories(f"dataset {name!r}, {metadata.json_file}", content)
             raise_errors(findings, _LOGGER)
+            content = of_classes(content, metadata.get("kept_classes", ()))
             categories = sorted(content["categories"], key=lambda category: category["id"])
             return [category["name"] for category in categories]
     return None
@@ -103,9 +134,7 @@ def expand_path(path: str, where: str) -> str:
 def _register(name: str, files: CocoFiles, where: str) -> None:
     present = MetadataCatalog.get(name) if name in DatasetCatalog else None
     if present is None:
-        MetadataCatalog.get(name).set(
-            json_file=files.annotation_json, image_root=files.image_folder, evaluator_type="coco"
-        )
+        _describe(name, files)
     elif (present.get("json_file"), present.get("image_root")) != files[:2]:
         raise UserError(
             f"{where}: the name {name!r} already belongs to another dataset (annotations "
@@ -116,4 +145,16 @@ def _register(name: str, files: CocoFiles, where: str) -> None:
         return
     else:
         DatasetCatalog.remove(name)
+        if tuple(present.get("kept_classes", ())) != files.classes:
+            MetadataCatalog.pop(name)  # the names and colours of other classes
+            _describe(name, files)
     DatasetCatalog.register(name, partial(load_coco_format, name, files))
+
+
+def _describe(name: str, files: CocoFiles) -> None:
+    MetadataCatalog.get(name).set(
+        json_file=files.annotation_json,
+        image_root=files.image_folder,
+        evaluator_type="coco",
+        kept_classes=files.classes,
+    )

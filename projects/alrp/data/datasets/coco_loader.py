@@ -12,12 +12,23 @@ from typing import NamedTuple
 from pycocotools import mask as mask_util
 
 from detectron2.data import MetadataCatalog
+from detectron2.data.datasets import builtin
 from detectron2.structures import BoxMode
 
-from ...coco import Purpose, check_annotations, completed, raise_errors
+from ...coco import (
+    Purpose,
+    check_annotations,
+    check_class_names,
+    completed,
+    of_classes,
+    raise_errors,
+)
 from ...files import read_json
 
 _LOGGER = logging.getLogger(__name__)
+
+# COCO's own sets, as Detectron2 names them.
+PUBLISHED_NAMES = {n for splits in builtin._PREDEFINED_SPLITS_COCO.values() for n in splits}
 
 
 class CocoFiles(NamedTuple):
@@ -27,12 +38,14 @@ class CocoFiles(NamedTuple):
         annotation_json: path of the annotation file.
         image_folder: folder that the images' ``file_name`` is relative to.
         masks, keypoints: whether ``segmentation`` and ``keypoints`` are read.
+        classes: names of those that are read; all if there are none.
     """
 
     annotation_json: str
     image_folder: str
     masks: bool = False
     keypoints: bool = False
+    classes: tuple[str, ...] = ()
 
 
 def load_coco_format(name: str, files: CocoFiles) -> list[dict]:
@@ -47,11 +60,20 @@ def load_coco_format(name: str, files: CocoFiles) -> list[dict]:
     Raises:
         UserError: if the file breaks a rule of COCO's format.
     """
+    where = f"dataset {name!r}, {files.annotation_json}"
     content = read_json(files.annotation_json)
-    purpose = Purpose(images=True, masks=files.masks, keypoints=files.keypoints)
-    findings = check_annotations(f"dataset {name!r}, {files.annotation_json}", content, purpose)
+    purpose = Purpose(
+        images=True,
+        masks=files.masks,
+        keypoints=files.keypoints,
+        tolerate_bad_boxes=name in PUBLISHED_NAMES,
+        tolerate_repeated_ids="minival" in files.annotation_json,
+    )
+    findings = check_annotations(where, content, purpose)
     # Warnings were logged by the check before the start.
     raise_errors((f for f in findings if f.severity == "error"), _LOGGER)
+    raise_errors(check_class_names(where, content, files.classes), _LOGGER)
+    content = of_classes(content, files.classes)
     class_of = _set_classes(name, content["categories"])
     annotations: dict[object, list[dict]] = {}
     for annotation in completed(content).get("annotations", []):

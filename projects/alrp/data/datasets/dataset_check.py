@@ -6,15 +6,13 @@ import logging
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.data.datasets import builtin
 
 from ...coco import Finding, Purpose
 from .coco_check import CocoSummary, check_coco_dataset
 from .coco_format import coco_format_names
+from .coco_loader import PUBLISHED_NAMES
 
 _LOGGER = logging.getLogger(__name__)
-
-_PUBLISHED_NAMES = {n for splits in builtin._PREDEFINED_SPLITS_COCO.values() for n in splits}
 
 
 def check_dataset(name: str, cfg: CfgNode, for_training: bool) -> CocoSummary:
@@ -33,7 +31,7 @@ def check_dataset(name: str, cfg: CfgNode, for_training: bool) -> CocoSummary:
         _LOGGER.info(f"Dataset {name!r} is not in COCO's detection format: files not checked.")
         # That it holds a labelled image is taken on trust.
         return CocoSummary([], tuple(classes) if classes else None, 1, 1)
-    is_published = name in _PUBLISHED_NAMES
+    is_published = name in PUBLISHED_NAMES
     purpose = Purpose(
         training=for_training,
         images=True,
@@ -45,7 +43,10 @@ def check_dataset(name: str, cfg: CfgNode, for_training: bool) -> CocoSummary:
         # Ids of annotations in COCO 2014's "minival" are repeated, and Detectron2 lets them.
         tolerate_repeated_ids="minival" in json_file,
     )
-    summary = check_coco_dataset(name, json_file, image_root, purpose, _resizes(cfg, for_training))
+    resizes = _resizes(cfg, for_training)
+    summary = check_coco_dataset(
+        name, json_file, image_root, purpose, resizes, cfg.DATASETS.CLASSES
+    )
     if is_published and classes and summary.class_names not in (None, tuple(classes)):
         return summary._replace(
             findings=[*summary.findings, _other_classes(name, summary, classes)]

@@ -14,6 +14,7 @@ from .keys import changed_keys, value_of
 # Read by the commands and the trainer, not by what a trial builds.
 _READ_BY_COMMANDS = (
     "CUDNN_BENCHMARK",
+    "DATASETS.CLASSES",
     "DATASETS.COCO_FORMAT",
     "DATASETS.TEST",
     "MODEL.DEVICE",

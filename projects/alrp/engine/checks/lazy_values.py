@@ -87,6 +87,11 @@ _EXPECTED = {
     "train.seed": _whole("[-1, 4000000000]", needed=False),
     "train.validation_loss": _FLAG._replace(needed=False),
     "dataloader": _ARGUMENTS,
+    "dataloader.classes": Expected(
+        "a list of names",
+        lambda value: isinstance(value, ListConfig) and all(isinstance(x, str) for x in value),
+        needed=False,
+    ),
     "dataloader.coco_format": Expected(
         "a list of [name, annotation file, image folder]",
         lambda value: isinstance(value, ListConfig),
@@ -125,6 +130,7 @@ _ABSENT = object()
 # Key of the YAML configs -> the same of a LazyConfig.
 _LAZY_NAMES = {
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS": "dataloader.train.dataset.filter_empty",
+    "DATASETS.CLASSES": "dataloader.classes",
     "DATASETS.COCO_FORMAT": "dataloader.coco_format",
     "DATASETS.TEST": "dataloader.test.dataset.names",
     "DATASETS.TRAIN": "dataloader.train.dataset.names",

@@ -160,12 +160,19 @@ _LENGTHS = {
 
 # Kinds that the defaults, which are empty, do not tell.
 _ELEMENTS = {
+    "DATASETS.CLASSES": str,
     "DATASETS.TEST": str,
     "DATASETS.TRAIN": str,
     "MODEL.FPN.IN_FEATURES": str,
     "SOLVER.WEIGHT_DECAY_BIAS": float,
 }
-_MAY_BE_EMPTY = ("DATASETS.TEST", "DATASETS.TRAIN", "MODEL.RPN.CONV_DIMS", "SOLVER.STEPS")
+_MAY_BE_EMPTY = (
+    "DATASETS.CLASSES",
+    "DATASETS.TEST",
+    "DATASETS.TRAIN",
+    "MODEL.RPN.CONV_DIMS",
+    "SOLVER.STEPS",
+)
 _KIND_NAMES = {bool: "True or False", float: "numbers", str: "words"}
 
 
