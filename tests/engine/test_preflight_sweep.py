@@ -26,9 +26,9 @@ CONFIGS = {
     "retinanet_R_18_FPN": ["MODEL.RETINANET.NUM_CONVS", "1"],
 }
 
-# Looked at with the datasets, the device, and the files of a run, not with the other keys.
-ELSEWHERE = {"MODEL.DEVICE", "MODEL.WEIGHTS", "OUTPUT_DIR"}
-ELSEWHERE |= {"DATASETS.COCO_FORMAT", "DATASETS.TEST", "DATASETS.TRAIN"}
+# Looked at with datasets, device, evaluations and files of a run, not with the other keys.
+ELSEWHERE = {"MODEL.DEVICE", "MODEL.WEIGHTS", "OUTPUT_DIR", "TEST.BEST_METRIC"}
+ELSEWHERE |= {"DATASETS.CLASSES", "DATASETS.COCO_FORMAT", "DATASETS.TEST", "DATASETS.TRAIN"}
 
 
 def load(name, overrides=()):
@@ -69,6 +69,8 @@ RIGHT = {
         "SOLVER.REFERENCE_WORLD_SIZE",
         "SOLVER.WARMUP_ITERS",
         "TEST.EVAL_PERIOD",
+        "TEST.NUM_PICTURES",
+        "TEST.PATIENCE",
         "VIS_PERIOD",
     )
 }
