@@ -137,8 +137,8 @@ def _add_absent(cfg: CN, defaults: CN) -> None:
 
 def _defaults() -> CN:
     """The keys of this project, without those of Detectron2."""
-    cfg = CN({"MODEL": {"BACKBONE": {}}, "SOLVER": {"AMP": {}}, "INPUT": {}})
-    cfg.update({"DATASETS": CN(), "TEST": CN()})
+    cfg = CN({"MODEL": {"BACKBONE": {}}, "SOLVER": {"AMP": {}}})
+    cfg.INPUT, cfg.DATASETS, cfg.TEST = CN(), CN(), CN()
     cfg.MODEL.ALRP = CN()
     # Classification loss: "alrp", "ap", "rs" (Rank & Sort), or for FoveaBox also "focal".
     cfg.MODEL.ALRP.LOSS_TYPE = "alrp"
