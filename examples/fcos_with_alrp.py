@@ -12,12 +12,9 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.modeling.meta_arch.fcos import FCOS
 
+from alrp import model_zoo as alrp_model_zoo
 from alrp.losses import SelfBalance
 from alrp.modeling import ALRPHeadLosses, anchor_losses
-
-from ..configs.common.data.coco_500 import dataloader  # noqa: F401
-from ..configs.common.models.alrp_retinanet import model as retinanet
-from ..configs.common.schedules.coco_100e import lr_multiplier, optimizer, train  # noqa: F401
 
 
 class ALRPFCOS(FCOS):
@@ -46,6 +43,10 @@ class ALRPFCOS(FCOS):
         return {**losses, "loss_fcos_ctr": others["loss_fcos_ctr"]}
 
 
+_row = alrp_model_zoo.get_config("COCO-Detection/alrp_retinanet_R_50_FPN_ATSS_100e.py")
+dataloader, optimizer = _row.dataloader, _row.optimizer
+lr_multiplier, train = _row.lr_multiplier, _row.train
+
 model = model_zoo.get_config("common/models/fcos.py").model
 model._target_ = ALRPFCOS
 model.head_losses = L(ALRPHeadLosses)(
@@ -56,4 +57,4 @@ model.test_score_thresh = 0.05
 
 # torchvision's weights, as in the configs of this project.
 model.backbone.bottom_up.stages.stride_in_1x1 = False
-model.pixel_mean, model.pixel_std = retinanet.pixel_mean, retinanet.pixel_std
+model.pixel_mean, model.pixel_std = _row.model.pixel_mean, _row.model.pixel_std

@@ -74,6 +74,8 @@ options = ["--images", settings.images, "--names", *settings.names] if settings.
 everything = output / "all.json"
 command("tools/convert_dataset.py", settings.format, settings.labels, everything, *options)
 content = json.loads(everything.read_text())
+if len(content["images"]) < 5:
+    sys.exit("Five photographs are the least: every fifth is for validation.")
 for split in ("train", "val"):
     images = [x for i, x in enumerate(content["images"]) if (i % 5 == 4) == (split == "val")]
     ids = {image["id"] for image in images}

@@ -42,7 +42,7 @@ def main(argv=None):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     start = 0
     if os.path.exists(args.checkpoint):
-        saved = torch.load(args.checkpoint)
+        saved = torch.load(args.checkpoint, map_location=cfg.MODEL.DEVICE)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         start = saved["steps"]
@@ -52,8 +52,8 @@ def main(argv=None):
         sum(losses.values()).backward()
         optimizer.step()
         print(step, {name: round(loss.item(), 3) for name, loss in losses.items()})
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "steps": args.steps}
-    torch.save(state, args.checkpoint)
+    parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save({**parts, "steps": max(start, args.steps)}, args.checkpoint)
 
 
 if __name__ == "__main__":

@@ -10,18 +10,19 @@ from detectron2 import model_zoo
 
 from alrp import model_zoo as alrp_model_zoo
 
-rs = alrp_model_zoo.get_config("COCO-Detection/rs_faster_rcnn_R_50_FPN_1x.py")
+# A name with an underscore is no part of the config.
+_rs = alrp_model_zoo.get_config("COCO-Detection/rs_faster_rcnn_R_50_FPN_1x.py")
 model = model_zoo.get_config("common/models/mask_rcnn_vitdet.py").model
-rs.model.proposal_generator.head = model.proposal_generator.head
-rs.model.roi_heads.box_head = model.roi_heads.box_head
-model.proposal_generator = rs.model.proposal_generator
-model.roi_heads = rs.model.roi_heads
-model._target_ = rs.model._target_
+_rs.model.proposal_generator.head = model.proposal_generator.head
+_rs.model.roi_heads.box_head = model.roi_heads.box_head
+model.proposal_generator = _rs.model.proposal_generator
+model.roi_heads = _rs.model.roi_heads
+model._target_ = _rs.model._target_
 
 # The loader makes images of at most 1,333 pixels, which are filled up to this square.
 model.backbone.square_pad = model.backbone.net.img_size = 1344
 
-dataloader, lr_multiplier, train = rs.dataloader, rs.lr_multiplier, rs.train
+dataloader, lr_multiplier, train = _rs.dataloader, _rs.lr_multiplier, _rs.train
 train.init_checkpoint = (
     "detectron2://ImageNetPretrained/MAE/mae_pretrain_vit_base.pth?matching_heuristics=True"
 )

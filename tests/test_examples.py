@@ -73,6 +73,12 @@ def test_the_checks_before_a_run_see_the_class_count_and_no_published_rate():
     assert published_learning_rate(node) is None
 
 
+@pytest.mark.parametrize("name", ["fcos_with_alrp.py", "vitdet_with_rs.py"])
+def test_a_config_holds_what_a_training_reads_and_no_more(name):
+    parts = {"model", "dataloader", "optimizer", "lr_multiplier", "train"}
+    assert set(LazyConfig.load(str(EXAMPLES / name))) == parts
+
+
 def test_vitdet_trains_with_rs_loss_and_infers():
     cfg = LazyConfig.load(str(EXAMPLES / "vitdet_with_rs.py"))
     node = as_cfg_node(cfg)

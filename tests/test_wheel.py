@@ -54,7 +54,8 @@ for name, options in {scripts!r}.items():
     sys.argv = [name, *options]
     runpy.run_path({folder!r} + "/" + name, run_name="__main__")
 from detectron2.config import LazyConfig
-LazyConfig.load({folder!r} + "/vitdet_with_rs.py")
+for name in ("fcos_with_alrp.py", "vitdet_with_rs.py"):
+    LazyConfig.load({folder!r} + "/" + name)
 """
 
 
