@@ -30,7 +30,7 @@ parser.add_argument(
 )
 parser.add_argument("--names", nargs="+", help="of the classes by index, for YOLO")
 parser.add_argument("--output", default="output/own_data", help="folder of all that is made")
-parser.add_argument("--base", help="config to start from; it decides on model and schedule")
+parser.add_argument("--base", help="config of a RetinaNet to start from")
 parser.add_argument("--iterations", type=int, default=300)
 parser.add_argument("--batch", type=int, default=8, help="images per iteration")
 parser.add_argument("--num-scenes", type=int, default=250)
