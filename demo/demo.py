@@ -24,7 +24,7 @@ from detectron2.utils.visualizer import Visualizer
 from alrp.data.dataset_mapper import build_mapper
 from alrp.data.images import read_image
 from alrp.engine import load_trained_model, setup_config
-from alrp.engine.thresholds import by_class_index, read_thresholds, shown_detections
+from alrp.engine.thresholds import by_class_index, detection_thresholds_of, read_thresholds
 from alrp.errors import UserError, exit_status
 
 RESULTS = Path("inference", "lrp_results.json")  # what an evaluation leaves beside the weights
@@ -93,7 +93,7 @@ def least_scores(args, cfg, model: torch.nn.Module, names: list) -> torch.Tensor
         return torch.tensor(asked if args.confidence is None else args.confidence)
     if args.thresholds:
         return by_class_index(read_thresholds(args.thresholds), names)
-    found = shown_detections(model)
+    found = detection_thresholds_of(model)
     if found and found[1].thresholds is not None:
         print(f"Each class is drawn from its LRP-optimal score, stored in {weights}")
         return found[1].thresholds

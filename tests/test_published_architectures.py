@@ -13,7 +13,7 @@ from detectron2.modeling.roi_heads import build_roi_heads
 from alrp.engine.lazy import set_lazy_self_balance_period
 from alrp.modeling import XavierConvFCHead
 
-RCNN = rows_of("ShownRCNN")
+RCNN = rows_of("ThresholdedRCNN")
 
 
 @each(rows_of("ALRPRetinaNet"))

@@ -150,7 +150,7 @@ def parameters_by_hand(name, row):
     # FREEZE_AT 2 makes the batch norm of the stem and of the three blocks of res2 parameterless.
     width = 256 if "resnext" in row.backbone else 64
     frozen = 2 * (64 + 3 * (width + width + 256) + 256)
-    is_rcnn = row.architecture == "ShownRCNN"
+    is_rcnn = row.architecture == "ThresholdedRCNN"
     rest = rcnn_by_hand(name, row) if is_rcnn else dense_by_hand(name, row)
     rest += offsets_by_hand(name, row)
     return PARAMETERS[row.backbone] - frozen + rest

@@ -20,8 +20,8 @@ from alrp.engine.preflight import check_surroundings, report
 from alrp.engine.thresholds import (
     add_thresholds,
     by_class_index,
+    detection_thresholds_of,
     read_thresholds,
-    shown_detections,
     thresholds_of_results,
 )
 from alrp.errors import UserError, exit_status
@@ -47,11 +47,11 @@ def run(args) -> None:
     """Evaluate and write; UserError if something given does not fit."""
     cfg = setup_config(args)
     model, names = load_trained_model(cfg)
-    found = shown_detections(model)
+    found = detection_thresholds_of(model)
     if found is None:
         raise UserError(
             f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE} has no place for thresholds; "
-            'of Detectron2\'s architectures, take "ShownRCNN" for GeneralizedRCNN.'
+            'of Detectron2\'s architectures, take "ThresholdedRCNN" for GeneralizedRCNN.'
         )
     if args.results:
         thresholds = read_thresholds(args.results)

@@ -15,7 +15,7 @@ from detectron2.structures import Instances
 import alrp
 from alrp.config import load_config
 from alrp.errors import UserError
-from alrp.modeling import ShownDetections
+from alrp.modeling import DetectionThresholds
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "Shapes" / "alrp_retinanet_R_18_FPN_ATSS_demo.yaml")
@@ -154,7 +154,9 @@ def test_the_model_of_the_demo_brings_its_thresholds(finished):
     stored = torch.load(folder / "out" / "model_final.pth")["model"]["shown.thresholds"]
     lrp = json.loads((folder / "out" / "inference" / "lrp_results.json").read_text())["per_class"]
     scores = [lrp[name]["threshold"] for name in NAMES]
-    assert stored.tolist() == pytest.approx([s or ShownDetections.NEVER for s in scores], rel=2e-4)
+    assert stored.tolist() == pytest.approx(
+        [s or DetectionThresholds.NEVER for s in scores], rel=2e-4
+    )
 
 
 @pytest.mark.slow
@@ -344,7 +346,7 @@ def chosen_scores(demo, weights, *options, stored=None, asked=-1.0):
     args = demo.parse_args(["--config-file", "c", "--input", "i", "--output", "o", *options])
     cfg = load_config(CONFIG, ["MODEL.ALRP.SCORE_THRESH_PREDICT", str(asked)])
     cfg.MODEL.WEIGHTS = str(weights)
-    model = ShownDetections(2)
+    model = DetectionThresholds(2)
     model.thresholds = stored
     return demo.least_scores(args, cfg, model, ["a", "b"]).tolist()
 
@@ -359,7 +361,7 @@ def test_scores_come_from_the_evaluation_beside_the_weights_unless_told(demo, tm
     assert chosen_scores(demo, weights, "--confidence", "0.75") == 0.75
     assert chosen_scores(demo, weights, asked=0.25) == 0.25
     other = write_thresholds(tmp_path / "other.json", a=0.5, b=None)
-    expected = pytest.approx([0.5, ShownDetections.NEVER], rel=2e-4)
+    expected = pytest.approx([0.5, DetectionThresholds.NEVER], rel=2e-4)
     assert chosen_scores(demo, weights, "--thresholds", other) == expected
 
 

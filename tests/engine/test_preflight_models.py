@@ -24,7 +24,7 @@ from alrp.engine.checks import check_config, published_learning_rate
 from alrp.engine.checks.lazy_config import check_lazy_config
 from alrp.engine.lazy import as_cfg_node
 from alrp.engine.preflight import check
-from alrp.modeling import ALRPRPN, ALRPRetinaNet, ALRPROIHeads, ShownRCNN
+from alrp.modeling import ALRPRPN, ALRPRetinaNet, ALRPROIHeads, ThresholdedRCNN
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ROWS = sorted(path.stem for path in (CONFIGS / "COCO-Detection").glob("*.yaml"))
@@ -144,7 +144,7 @@ def test_the_checks_see_the_same_in_both_files(name):
     cfg = load_yaml(f"COCO-Detection/{name}")
     node = as_cfg_node(LazyConfig.load(str(CONFIGS / "COCO-Detection" / f"{name}.py")))
     keys = ["MODEL.META_ARCHITECTURE", "MODEL.ALRP.LOSS_TYPE"]
-    if cfg.MODEL.META_ARCHITECTURE == "ShownRCNN":
+    if cfg.MODEL.META_ARCHITECTURE == "ThresholdedRCNN":
         keys += ["MODEL.PROPOSAL_GENERATOR.NAME", "MODEL.ROI_HEADS.NAME"]
     for key in keys:
         (first, last), (second, _) = node_of(cfg, key), node_of(node, key)
@@ -223,7 +223,7 @@ def own_parts():
     own = {}
     for base, registry in (
         (GeneralizedRCNN, META_ARCH_REGISTRY),
-        (ShownRCNN, META_ARCH_REGISTRY),
+        (ThresholdedRCNN, META_ARCH_REGISTRY),
         (ALRPRetinaNet, META_ARCH_REGISTRY),
         (ALRPROIHeads, ROI_HEADS_REGISTRY),
         (ALRPRPN, PROPOSAL_GENERATOR_REGISTRY),

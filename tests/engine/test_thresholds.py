@@ -16,7 +16,7 @@ from alrp.engine import Trainer, argument_parser, run_command, setup_config
 from alrp.engine.thresholds import by_class_index, read_thresholds, thresholds_of_results
 from alrp.errors import UserError
 from alrp.export import TracedDetector, compare_detections, load_onnx, load_torchscript
-from alrp.modeling import ShownDetections
+from alrp.modeling import DetectionThresholds
 
 KEY = "shown.thresholds"
 NAMES = ["disc", "rectangle", "triangle"]
@@ -132,7 +132,7 @@ def read_thresholds_of(output):
 def test_thresholds_follow_the_class_names_and_may_be_missing():
     thresholds = {"b": 0.25, "c": math.nan, "a": 0.5}
     values = by_class_index(thresholds, ["a", "b", "c"])
-    assert values.tolist() == pytest.approx([0.5, 0.25, ShownDetections.NEVER], rel=2e-4)
+    assert values.tolist() == pytest.approx([0.5, 0.25, DetectionThresholds.NEVER], rel=2e-4)
     assert values[0] < 0.5 and values[1] < 0.25
     with pytest.raises(UserError, match="evaluate the model on a dataset with its classes"):
         by_class_index(thresholds, ["a", "b"])

@@ -34,7 +34,7 @@ _R101, _X101 = Row(backbone="resnet101"), Row(backbone="resnext101_64x4d")
 _800 = dict(size=800, anchors=3, learning_rate=0.004, batch=16)
 _MAX_IOU = Row(anchors=6, steps=(60, 80), matcher="max_iou")
 _FOVEA = Row(architecture="FoveaBox", anchors=1, matcher="")
-_RCNN = Row(architecture="ShownRCNN", anchors=3, matcher="")
+_RCNN = Row(architecture="ThresholdedRCNN", anchors=3, matcher="")
 ROWS = {
     "ap_retinanet_R_50_FPN_maxiou_100e": _MAX_IOU._replace(learning_rate=0.002, loss="ap"),
     "alrp_retinanet_R_50_FPN_maxiou_100e": _MAX_IOU,

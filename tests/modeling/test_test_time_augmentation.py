@@ -98,7 +98,7 @@ def test_thresholds_cut_only_the_merged_detections():
 
 
 def test_an_r_cnn_is_left_to_detectron2():
-    overrides = {"MODEL.META_ARCHITECTURE": "ShownRCNN", **AUG}
+    overrides = {"MODEL.META_ARCHITECTURE": "ThresholdedRCNN", **AUG}
     base = "Base-ALRP-RCNN-FPN.yaml"
     cfg = small_config(base, "RETINANET", 3, **overrides)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 3, 16
@@ -107,5 +107,5 @@ def test_an_r_cnn_is_left_to_detectron2():
     assert isinstance(model, GeneralizedRCNNWithTTA)
     found, mirrored = (detect(model, pixels) for pixels in (PIXELS, PIXELS.flip(2)))
     assert_close(mirrored.scores, found.scores)
-    with pytest.raises(ValueError, match="got a ShownRCNN; for an R-CNN"):
+    with pytest.raises(ValueError, match="got a ThresholdedRCNN; for an R-CNN"):
         DenseDetectorWithTTA(model.model, model.tta_mapper)

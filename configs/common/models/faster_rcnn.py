@@ -7,12 +7,12 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 
-from alrp.modeling import ShownRCNN, XavierConvFCHead
+from alrp.modeling import ThresholdedRCNN, XavierConvFCHead
 
 from .alrp_retinanet import model as retinanet
 
 model = model_zoo.get_config("common/models/mask_rcnn_fpn.py").model
-model._target_ = ShownRCNN
+model._target_ = ThresholdedRCNN
 for name in ("input_format", "pixel_mean", "pixel_std"):
     model[name] = retinanet[name]
 

@@ -16,7 +16,7 @@ from ..checkpoint import CheckedCheckpointer
 from ..checkpoint.serialization import read_checkpoint, split_checkpoint, write_checkpoint
 from ..errors import UserError
 from ..files import read_json
-from ..modeling import ShownDetections
+from ..modeling import DetectionThresholds
 from .best_metric import BEST_FILE, BestMetric
 
 _LOGGER = logging.getLogger(__name__)
@@ -24,11 +24,11 @@ _MARGIN = 1e-4
 _PREFIX = "threshold-"  # of the keys in the results of LRPEvaluator
 
 
-def shown_detections(model: nn.Module) -> tuple[str, ShownDetections] | None:
+def detection_thresholds_of(model: nn.Module) -> tuple[str, DetectionThresholds] | None:
     """Name and module of the part of a model that takes the scores; None if it has none."""
     model = getattr(model, "module", model)  # of DistributedDataParallel
     modules = model.named_modules()
-    return next(((n, m) for n, m in modules if isinstance(m, ShownDetections)), None)
+    return next(((n, m) for n, m in modules if isinstance(m, DetectionThresholds)), None)
 
 
 def thresholds_of_results(results: Mapping[str, Any]) -> dict[str, float]:
@@ -76,7 +76,7 @@ def by_class_index(thresholds: Mapping[str, float], names: Sequence[str]) -> Ten
             f"{sorted(names)}; evaluate the model on a dataset with its classes."
         )
     scores = torch.tensor([thresholds[name] for name in names], dtype=torch.float32)
-    return (scores * (1 - _MARGIN)).nan_to_num(ShownDetections.NEVER)
+    return (scores * (1 - _MARGIN)).nan_to_num(DetectionThresholds.NEVER)
 
 
 def add_thresholds(source: str, target: str, key: str, thresholds: Tensor) -> None:
@@ -144,7 +144,7 @@ class StoreThresholds(HookBase):
 
     def _thresholds(self, results: Mapping) -> dict[str, Tensor]:
         """LRP-optimal scores by their name in the model's state dict; empty if there are none."""
-        found = shown_detections(self._checkpointer.model)
+        found = detection_thresholds_of(self._checkpointer.model)
         thresholds = thresholds_of_results(results) if found else {}
         if not thresholds:
             return {}

@@ -13,6 +13,7 @@ from .box_regression import BoxDeltaTransform, PointBoxTransform, decode_in_anch
 from .bridge import HeadLosses, RankingHeadLosses
 from .deform_conv import DeformableBottleneckBlock, DeformConv2d, make_deformable
 from .dense_losses import anchor_losses
+from .detection_thresholds import DetectionThresholds
 from .fovea_matcher import FoveaMatcher
 from .head_losses import (
     ALRPHeadLosses,
@@ -22,7 +23,7 @@ from .head_losses import (
     build_head_losses,
 )
 from .matcher import ATSSMatcher, MaxIoUMatcher, build_matcher
-from .meta_arch import ALRPRetinaNet, FoveaBox, ShownRCNN
+from .meta_arch import ALRPRetinaNet, FoveaBox, ThresholdedRCNN
 from .proposal_generator import ALRPRPN, PriorRPNHead
 from .roi_heads import (
     AllProposals,
@@ -33,7 +34,6 @@ from .roi_heads import (
     XavierConvFCHead,
     dice_losses,
 )
-from .shown_detections import ShownDetections
 from .targets import match_anchors, matched_boxes, matched_classes, matched_targets
 from .test_time_augmentation import DenseDetectorWithTTA, with_test_time_augmentation
 from .timm_backbone import TimmBackbone, build_timm_fpn_backbone
@@ -46,14 +46,15 @@ __all__ = [
     "ALRPRPN",
     "ALRPRetinaNet",
     "APHeadLosses",
-    "AllProposals",
     "ATSSHead",
     "ATSSMatcher",
+    "AllProposals",
     "BoxDeltaTransform",
     "BoxLoss",
     "DeformConv2d",
     "DeformableBottleneckBlock",
     "DenseDetectorWithTTA",
+    "DetectionThresholds",
     "DiceMaskHead",
     "FocalHeadLosses",
     "FoveaBox",
@@ -68,9 +69,8 @@ __all__ = [
     "PublishedFPN",
     "RSHeadLosses",
     "RankingHeadLosses",
-    "ShownDetections",
-    "ShownRCNN",
     "SmoothL1Loss",
+    "ThresholdedRCNN",
     "TimmBackbone",
     "WeightedGIoULoss",
     "XavierConvFCHead",

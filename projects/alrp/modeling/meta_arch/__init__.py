@@ -2,6 +2,6 @@
 
 from .alrp_retinanet import ALRPRetinaNet
 from .foveabox import FoveaBox
-from .shown_rcnn import ShownRCNN
+from .thresholded_rcnn import ThresholdedRCNN
 
-__all__ = ["ALRPRetinaNet", "FoveaBox", "ShownRCNN"]
+__all__ = ["ALRPRetinaNet", "FoveaBox", "ThresholdedRCNN"]

@@ -15,10 +15,10 @@ from ..box_regression import BoxDeltaTransform
 from ..bridge import RankingHeadLosses, keep_checkpoint_names
 from ..dense_inference import best_detections, check_test_options, decode_best_anchors
 from ..dense_losses import anchor_losses
+from ..detection_thresholds import DetectionThresholds
 from ..head_losses import build_head_losses
 from ..matcher import build_matcher
 from ..micro_batches import MicroBatchedDetector
-from ..shown_detections import ShownDetections
 from ..targets import match_anchors, matched_targets
 
 
@@ -38,7 +38,7 @@ class ALRPRetinaNet(MicroBatchedDetector, RetinaNet):
         """
         Args:
             head_losses: classification and box losses.
-            score_thresh_predict: least score of :class:`ShownDetections`.
+            score_thresh_predict: least score of :class:`DetectionThresholds`.
             kwargs: of :class:`RetinaNet`; ``anchor_matcher`` is an ``ATSSMatcher`` or a
                 ``MaxIoUMatcher``, ``box2box_transform`` a ``BoxDeltaTransform``.
 
@@ -49,7 +49,7 @@ class ALRPRetinaNet(MicroBatchedDetector, RetinaNet):
         super().__init__(**kwargs)
         self.head_losses = head_losses
         keep_checkpoint_names(self)
-        self.shown = ShownDetections(self.num_classes, score_thresh_predict)
+        self.shown = DetectionThresholds(self.num_classes, score_thresh_predict)
         check_test_options(
             score_thresh=self.test_score_thresh,
             nms_thresh=self.test_nms_thresh,

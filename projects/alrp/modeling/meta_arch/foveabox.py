@@ -17,10 +17,10 @@ from ..box_regression import PointBoxTransform
 from ..bridge import HeadLosses, keep_checkpoint_names
 from ..dense_inference import best_detections, check_test_options, decode_best_anchors
 from ..dense_losses import anchor_losses
+from ..detection_thresholds import DetectionThresholds
 from ..fovea_matcher import FoveaMatcher
 from ..head_losses import build_head_losses
 from ..micro_batches import MicroBatchedDetector
-from ..shown_detections import ShownDetections
 from ..targets import matched_targets
 
 
@@ -68,7 +68,7 @@ class FoveaBox(MicroBatchedDetector, DenseDetector):
             test_topk_candidates: cells per level that NMS sees.
             test_nms_thresh: IoU from which NMS suppresses.
             max_detections_per_image: after NMS.
-            score_thresh_predict: least score of :class:`ShownDetections`.
+            score_thresh_predict: least score of :class:`DetectionThresholds`.
 
         Raises:
             ValueError: if a threshold is outside [0, 1] or one of the numbers below 1.
@@ -82,7 +82,7 @@ class FoveaBox(MicroBatchedDetector, DenseDetector):
         self.num_classes = num_classes
         self.head_losses = head_losses
         keep_checkpoint_names(self)
-        self.shown = ShownDetections(num_classes, score_thresh_predict)
+        self.shown = DetectionThresholds(num_classes, score_thresh_predict)
         self.test_score_thresh = test_score_thresh
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh

@@ -9,7 +9,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from alrp.modeling import ShownDetections
+from alrp.modeling import DetectionThresholds, ThresholdedRCNN
 
 DENSE = {
     "retinanet": ("Base-ALRP-RetinaNet.yaml", "RETINANET"),
@@ -46,7 +46,7 @@ def test_shown_is_what_reaches_the_least_score_of_its_class(name):
     model = build(name)
     everything = detect(model)
     least = everything.scores.median()
-    model.shown.thresholds = torch.tensor([0.0, least, ShownDetections.NEVER])
+    model.shown.thresholds = torch.tensor([0.0, least, DetectionThresholds.NEVER])
     classes = everything.pred_classes
     expected = (classes == 0) | ((classes == 1) & (everything.scores >= least))
     assert 0 < expected.sum() < len(everything)
@@ -58,7 +58,7 @@ def test_shown_is_what_reaches_the_least_score_of_its_class(name):
 def test_an_evaluation_gets_all_detections(name):
     model = build(name)
     everything = detect(model)
-    model.shown.thresholds = torch.full((3,), ShownDetections.NEVER)
+    model.shown.thresholds = torch.full((3,), DetectionThresholds.NEVER)
     assert len(detect(model)) == 0
     evaluated = detect(model, image_id=0)
     assert torch.equal(evaluated.scores, everything.scores)
@@ -69,7 +69,7 @@ def test_an_evaluation_gets_all_detections(name):
 def test_a_number_in_the_config_takes_the_place_of_the_stored_scores(least):
     model = build("retinanet", **{"MODEL.ALRP.SCORE_THRESH_PREDICT": least})
     everything = detect(model, image_id=0)
-    model.shown.thresholds = torch.full((3,), ShownDetections.NEVER)
+    model.shown.thresholds = torch.full((3,), DetectionThresholds.NEVER)
     assert torch.equal(detect(model).scores, everything.scores[everything.scores >= least])
 
 
@@ -113,9 +113,14 @@ def step_without_gradients(model):
 
 def test_given_boxes_are_all_kept():
     model = build("mask")
-    model.shown.thresholds = torch.full((3,), ShownDetections.NEVER)
+    model.shown.thresholds = torch.full((3,), DetectionThresholds.NEVER)
     given = detect(model, image_id=0)[:2]
     given.remove("pred_masks")
     with torch.no_grad():
         outputs = model.inference([{"image": image(64, 96)["image"]}], [given])
     assert len(outputs[0]["instances"]) == 2
+
+
+def test_the_former_name_of_the_r_cnn_still_builds_it():
+    model = small_rcnn("alrp", **{"MODEL.META_ARCHITECTURE": "ShownRCNN"})
+    assert isinstance(model, ThresholdedRCNN)

@@ -6,22 +6,22 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 
-from ..shown_detections import ShownDetections
+from ..detection_thresholds import DetectionThresholds
 
 
 @META_ARCH_REGISTRY.register()
-class ShownRCNN(GeneralizedRCNN):
-    """``GeneralizedRCNN`` with :class:`ShownDetections`; otherwise the same, with any heads."""
+class ThresholdedRCNN(GeneralizedRCNN):
+    """``GeneralizedRCNN`` with :class:`DetectionThresholds`; otherwise the same, with any heads."""
 
     @configurable
     def __init__(self, *, score_thresh_predict: float = -1.0, **kwargs) -> None:
         """
         Args:
-            score_thresh_predict: least score of :class:`ShownDetections`.
+            score_thresh_predict: least score of :class:`DetectionThresholds`.
             kwargs: of :class:`GeneralizedRCNN`.
         """
         super().__init__(**kwargs)
-        self.shown = ShownDetections(self.roi_heads.num_classes, score_thresh_predict)
+        self.shown = DetectionThresholds(self.roi_heads.num_classes, score_thresh_predict)
 
     @classmethod
     def from_config(cls, cfg):
@@ -39,3 +39,8 @@ class ShownRCNN(GeneralizedRCNN):
         if detected_instances is not None:
             return outputs
         return self.shown.of_outputs(outputs, batched_inputs)
+
+
+@META_ARCH_REGISTRY.register()
+class ShownRCNN(ThresholdedRCNN):
+    """The former name of :class:`ThresholdedRCNN`, for configs that have it."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from detectron2.structures import Instances
 
 
-class ShownDetections(nn.Module):
+class DetectionThresholds(nn.Module):
     """Keeps the detections worth showing: those from a least score of their class on.
 
     The LRP-optimal score of a class is the one to deploy (Oksuz et al., arXiv:2011.10772), but
