@@ -27,6 +27,7 @@ _DIVERGED = re.compile(r"Loss became infinite or NaN|Training has diverged")  # 
 
 
 _LOADER = "torch.utils.data.dataloader"
+CONNECTION_LOST = "the connection to another process was lost"
 
 
 class Failure(NamedTuple):
@@ -80,7 +81,7 @@ def _explain_alone(error: BaseException) -> Failure | None:
             return Failure(f"a loader worker was killed ({how}out of memory?)", from_outside=True)
         is_of_processes = isinstance(error, dist.DistError) or _FROM_GLOO.match(text)
         if is_of_processes and _CONNECTION_LOST.search(text):
-            return Failure("the connection to another process was lost", from_outside=True)
+            return Failure(CONNECTION_LOST, from_outside=True)
     if isinstance(error, (ConnectionError, EOFError)) and _is_raised_in_loader(error):
         return Failure("a loader worker was killed (out of memory?)", from_outside=True)
     return None

@@ -22,10 +22,13 @@ from torch.multiprocessing import ProcessRaisedException
 from detectron2.engine.launch import DEFAULT_TIMEOUT, _distributed_worker
 
 from ..errors import UserError
-from .failures import Failure, explain, one_message
+from .failures import CONNECTION_LOST, Failure, explain, one_message
+from .machines import Machines
 
 # Seconds for processes to end by themselves when another has failed, and after being asked to.
 _GRACE = 3.0
+# Seconds between two looks at what failed.
+_PERIOD = 0.5
 
 
 class ProcessFailure(Exception):
@@ -43,7 +46,8 @@ class Terminated(KeyboardInterrupt):
 def launch(main: Callable, args) -> None:
     """Run ``main(args)`` in every process of this machine.
 
-    A single process is this one. The first failure ends all others within seconds.
+    A single process is this one. The first failure ends all others within seconds, those on other
+    machines too, whose commands repeat its message.
 
     Args:
         main: function at the top level of a module.
@@ -51,7 +55,8 @@ def launch(main: Callable, args) -> None:
 
     Raises:
         UserError: if :func:`world_size` or :func:`process_group_url` refuses the options.
-        ProcessFailure: if one of several processes failed for a known reason.
+        ProcessFailure: if one of several processes failed for a known reason, or any process of
+            another machine.
         ProcessRaisedException: if one of several failed otherwise; with its traceback.
     """
     num_processes = world_size(args)
@@ -62,15 +67,21 @@ def launch(main: Callable, args) -> None:
         url = process_group_url(args)
         outcomes = multiprocessing.get_context("spawn").SimpleQueue()
         earlier = multiprocessing.active_children()
+        machines = Machines(url, args.machine_rank, args.num_machines)
+        failed = True
         try:
             context = torch.multiprocessing.start_processes(
                 _run, (main, args, url, outcomes), nprocs=args.num_gpus, join=False
             )
-            failed = _wait_for_a_failure(context.processes)
+            failed = _wait_for_a_failure(context.processes, outcomes, machines)
             if failed:
-                _raise_cause(context.processes, outcomes)
+                _raise_cause(context.processes, outcomes, machines)
+        except BaseException as error:
+            machines.tell(_for_other_machines(error))
+            raise
         finally:
             _end([p for p in multiprocessing.active_children() if p not in earlier])
+            machines.leave(failed=failed)
 
 
 def world_size(args) -> int:
@@ -90,6 +101,9 @@ def world_size(args) -> int:
 
 def _run(local_rank: int, main: Callable, args, url: str, outcomes) -> None:
     """What a process does; its failure goes to the queue ``outcomes``."""
+    if args.num_machines > 1:
+        # As under PyTorch's own launcher: process 0 does not keep the store, see Machines.
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     try:
         with one_message(), _sigterm_raises():
             _distributed_worker(
@@ -110,19 +124,24 @@ def _run(local_rank: int, main: Callable, args, url: str, outcomes) -> None:
         sys.exit(1)
 
 
-def _wait_for_a_failure(processes: list) -> bool:
-    """Whether a process failed; returns when the first has, or all have ended."""
+def _wait_for_a_failure(processes: list, outcomes, machines: Machines) -> bool:
+    """Whether a process failed; returns when the first has, or all here have ended."""
     running = list(processes)
     while running:
-        wait([process.sentinel for process in running])
+        wait([process.sentinel for process in running], timeout=_PERIOD)
         running = [process for process in running if process.is_alive()]
-        if any(process.exitcode for process in processes):
+        # A process that has told its failure may hang when it ends, as others wait for it.
+        if any(process.exitcode for process in processes) or not outcomes.empty():
+            return True
+        if machines.heard:
             return True
     return False
 
 
-def _raise_cause(processes: list, outcomes) -> None:
+def _raise_cause(processes: list, outcomes, machines: Machines) -> None:
     """Raise what made the first process fail; the others, given the time, fail of its end."""
+    if machines.heard:
+        raise ProcessFailure(machines.heard)
     deadline = time.monotonic() + _GRACE
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
@@ -134,10 +153,21 @@ def _raise_cause(processes: list, outcomes) -> None:
         if process.exitcode and rank not in reporting:
             raise ProcessFailure(Failure(_silent_end(rank, process.exitcode), from_outside=True))
     rank, failure, text = reports[0]  # put before its process ended, which failed the others
+    if failure is not None and failure.message == CONNECTION_LOST:
+        failure = machines.wait_for_news() or failure  # what the other machine says of it
     if failure is not None:
         raise ProcessFailure(failure)
     message = f"\n\n-- Process {rank} terminated with the following error:\n{text}"
     raise ProcessRaisedException(message, rank, processes[rank].pid)
+
+
+def _for_other_machines(error: BaseException) -> Failure:
+    """What the commands of other machines say of a failure here."""
+    if isinstance(error, ProcessFailure):
+        return error.failure
+    if isinstance(error, KeyboardInterrupt):
+        return Failure("it was interrupted or terminated", from_outside=True)
+    return Failure(str(error).strip().rpartition("\n")[2] or type(error).__name__)
 
 
 def _silent_end(rank: int, exit_code: int) -> str:
