@@ -25,6 +25,7 @@ from measuring import (
     environment,
     json_file,
     medians_in_turns,
+    num_launches,
     peak_bytes,
     whole_number,
     write_json,
@@ -264,6 +265,7 @@ def measure(case: Case, repeats: int) -> list:
             "milliseconds": 1e3 * medians[name],
             "ratio": medians[name] / medians[BASELINE],
             "peak_bytes": peak_bytes(call, device),
+            "launches": num_launches(call, device),
             "synchronisations": synchronisations(call, device),
         }
         for name, call in calls.items()
@@ -293,8 +295,8 @@ def line(result: dict) -> str:
     if "skipped" in result:
         return f"{text} skipped: {result['skipped']}"
     text += "{milliseconds:>10.1f} {ratio:>7.2f}".format(**result)
-    waits = result["synchronisations"]
-    return f"{text} {result['peak_bytes'] / MIB:>9.1f} {'-' if waits is None else waits:>6}"
+    counts = ("-" if x is None else x for x in (result["launches"], result["synchronisations"]))
+    return f"{text} {result['peak_bytes'] / MIB:>9.1f}" + "".join(f" {x:>8}" for x in counts)
 
 
 def parse_args(argv=None):
@@ -333,8 +335,8 @@ def main(argv=None) -> int:
         torch.set_num_threads(args.threads)
     document = {**environment(torch.device(args.device)), "baseline": BASELINE}
     print(", ".join(f"{key}: {value}" for key, value in document.items()))
-    columns = "logits", "pos.", "stage", "loss", "ms", "ratio", "MiB", "syncs"
-    print("{:>10} {:>6} {:7} {:20}{:>10} {:>7} {:>9} {:>6}".format(*columns))
+    columns = "logits", "pos.", "stage", "loss", "ms", "ratio", "MiB", "launches", "syncs"
+    print("{:>10} {:>6} {:7} {:20}{:>10} {:>7} {:>9} {:>8} {:>8}".format(*columns))
     document.update(results=[], growth=[])
     cases = [
         dict(zip(("size", "positives", "stage"), values))

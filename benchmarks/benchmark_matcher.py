@@ -21,6 +21,7 @@ from measuring import (
     json_file,
     markdown,
     medians_in_turns,
+    num_launches,
     peak_bytes,
     random_boxes,
     whole_number,
@@ -68,7 +69,8 @@ def make_anchors(size: int, device: torch.device) -> list[Tensor]:
 
 
 def measure(gt_boxes: Tensor, anchors: list[Tensor], repeats: int) -> dict:
-    """Seconds and peak bytes of each matcher by its key in ``NAMES``."""
+    """Seconds, peak bytes and launches of each matcher by its key in ``NAMES``."""
+    device = gt_boxes.device
     atss, max_iou = ATSSMatcher(), MaxIoUMatcher()
     detectron2 = Matcher([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=True)
     gt, all_anchors = Boxes(gt_boxes), Boxes(torch.cat(anchors))
@@ -77,23 +79,31 @@ def measure(gt_boxes: Tensor, anchors: list[Tensor], repeats: int) -> dict:
         "max_iou": lambda: max_iou(gt_boxes, anchors),
         "detectron2": lambda: detectron2(pairwise_iou(gt, all_anchors)),
     }
-    seconds = medians_in_turns(functions, repeats, gt_boxes.device)
+    seconds = medians_in_turns(functions, repeats, device)
     return {
-        name: {"seconds": seconds[name], "peak_bytes": peak_bytes(function, gt_boxes.device)}
+        name: {
+            "seconds": seconds[name],
+            "peak_bytes": peak_bytes(function, device),
+            "launches": num_launches(function, device),
+        }
         for name, function in functions.items()
     }
 
 
 def table(results: list[dict]) -> str:
-    """Markdown: a row for each number of boxes."""
+    """Markdown: a row for each number of boxes; launches are those of a GPU."""
     header = ["boxes", *(f"{name} ms" for name in NAMES.values())]
     header += ["ATSS / Detectron2", *(f"{name} MiB" for name in NAMES.values())]
-    rows = []
+    rows, on_gpu = [], results[0]["atss"]["launches"] is not None
+    if on_gpu:
+        header += [f"{name} launches" for name in NAMES.values()]
     for result in results:
         figures = [result[key] for key in NAMES]
         rows.append([result["num_boxes"], *(figure["seconds"] * 1e3 for figure in figures)])
         rows[-1].append(result["atss"]["seconds"] / result["detectron2"]["seconds"])
         rows[-1] += [figure["peak_bytes"] / MIB for figure in figures]
+        if on_gpu:
+            rows[-1] += [figure["launches"] for figure in figures]
     return markdown(header, rows)
 
 

@@ -31,6 +31,7 @@ from measuring import (
     json_file,
     markdown,
     medians_in_turns,
+    num_launches,
     peak_bytes,
     peak_of_process,
     random_batch,
@@ -188,7 +189,7 @@ def measure(args) -> dict:
     steps = {name: lambda trainer=trainer: step(trainer) for name, trainer in trainers.items()}
     seconds = medians_in_turns(steps, args.iterations, device)
     for name, trainer in trainers.items():
-        results[name]["seconds"] = seconds[name]
+        results[name].update(seconds=seconds[name], launches=num_launches(steps[name], device))
         medians = medians_in_turns(parts(trainer), args.iterations, device)
         for part, value in medians.items():
             results[name][f"{part}_seconds"] = value
@@ -210,6 +211,9 @@ def table(results: dict) -> str:
         columns.update(tensor_bytes=2**-30, tensor_ratio=1)
     header += ["matcher ms", "% of it", "losses ms", "% of it"]
     columns.update(matcher_seconds=1e3, matcher_share=100, losses_seconds=1e3, losses_share=100)
+    if all(result["launches"] is not None for result in results.values()):  # on a GPU
+        header.append("launches")
+        columns["launches"] = 1
     rows = [
         [NAMES[key], *(r[k] * unit for k, unit in columns.items())] for key, r in results.items()
     ]

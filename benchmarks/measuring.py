@@ -73,8 +73,8 @@ def medians_in_turns(
     """Median seconds of a call; the functions take turns, so that all see the same disturbances.
 
     Every round has an order of its own, so that none always finds the caches and the free memory
-    that its neighbour leaves. ``warm_up`` calls of each, not timed, come first. On a GPU a call
-    ends when its work is done.
+    that its neighbour leaves. ``warm_up`` calls of each, not timed, come first. On a GPU its own
+    clock counts, from before a call until the work of the call is done.
     """
     for function in functions.values():
         for _ in range(warm_up):
@@ -83,12 +83,34 @@ def medians_in_turns(
     shuffler = random.Random(0)
     for _ in range(repeats):
         for name, function in shuffler.sample(list(functions.items()), len(functions)):
-            _synchronize(device)
-            start = time.perf_counter()
-            function()
-            _synchronize(device)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(_seconds_of(function, device))
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _seconds_of(function: Callable, device: torch.device) -> float:
+    if device.type != "cuda":
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        function()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+
+def num_launches(function: Callable, device: torch.device) -> int | None:
+    """Number of kernels that one call launches on a GPU, by PyTorch's profiler; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        function()
+        _synchronize(device)
+    # cudaLaunchKernel and its variants; cuLaunchKernelEx is that of Triton.
+    return sum(event.count for event in profiler.key_averages() if "LaunchKernel" in event.key)
 
 
 def _synchronize(device: torch.device) -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import pytest
 import torch
+from helpers.emulated_gpu import EmulatedGPU
 
 CPU = torch.device("cpu")
 
@@ -31,6 +32,17 @@ def test_the_report_has_every_matcher_at_every_number_of_boxes(load_script, tmp_
     assert report["results"][1]["detectron2"]["peak_bytes"] >= 3 * 30 * report["num_anchors"] * 4
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(rows) == 4 and all(row.count("|") == rows[0].count("|") for row in rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs the emulation")
+def test_on_a_gpu_launches_have_a_column(load_script, capsys):
+    """An emulated one, of which the profiler sees no kernel."""
+    benchmark = load_script("benchmarks/benchmark_matcher.py")
+    with EmulatedGPU():
+        arguments = ["--num-boxes", "2", "--image-size", "64", "--repeats", "1"]
+        assert benchmark.main([*arguments, "--device", "cuda"]) == 0
+    header = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][0]
+    assert "ATSS launches | max-IoU launches | Detectron2 launches |" in header
 
 
 def test_the_anchors_are_those_of_detectron2s_retinanet(load_script):

@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 import pytest
 import torch
+from helpers.emulated_gpu import EmulatedGPU
+from torch import nn
 
-from alrp.engine import argument_parser, run_command
+from alrp.config import load_config
+from alrp.engine import argument_parser, dry_run, run_command
+from alrp.engine.trainer import TrainingParts
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Weight(nn.Module):
+    """Loss of one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, data):
+        return {"loss": self.weight * data}
 
 
 @pytest.fixture
@@ -67,3 +85,17 @@ def test_an_unknown_name_of_weights_lists_the_choices(command_line, train_net, c
     args = argument_parser().parse_args(command_line(MODEL__WEIGHTS=weights))
     assert run_command(train_net.main, args) == 1
     assert "resnet50, " in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs the emulation")
+def test_the_device_of_the_model_is_measured_also_where_another_is_the_current_one():
+    """``cuda:0`` of the emulation; None would be the current one."""
+    with EmulatedGPU() as gpu:
+        model = Weight().to("cuda")
+        config = ROOT / "configs" / "Shapes" / "alrp_retinanet_R_18_FPN_ATSS_demo.yaml"
+        cfg = load_config(str(config), ["SOLVER.IMS_PER_BATCH", "1"])
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        parts = TrainingParts(cfg, model, optimizer, [1.0, 1.0], None, None)
+        rows = dry_run(parts)
+    assert "GiB on the GPU per process" in rows
+    assert gpu.measured and set(gpu.measured) == {torch.device("cuda", 0)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+import time
 import traceback
 import unittest.mock
 import warnings
@@ -137,6 +138,8 @@ class EmulatedGPU(TorchDispatchMode):
     Attributes:
         waits: for the device.
         launches: of kernels; an operator of PyTorch counts as one.
+        measured: the devices whose memory was asked for, or which were waited for before reading a
+            clock; None is the current device. The memory is always 0.
 
     Example:
         >>> with EmulatedGPU() as gpu:
@@ -149,6 +152,7 @@ class EmulatedGPU(TorchDispatchMode):
         super().__init__()
         self.waits: list[Event] = []
         self.launches: list[Event] = []
+        self.measured: list = []
         self._sync_debug_mode = "default"
 
     def __enter__(self):
@@ -186,6 +190,13 @@ class EmulatedGPU(TorchDispatchMode):
         """Note a launch."""
         self.launches.append(Event(what, _innermost_line()))
 
+    def _synchronize(self, device=None) -> None:
+        self.measured.append(device)
+
+    def _memory(self, device=None) -> int:
+        self.measured.append(device)
+        return 0
+
     def _cuda_functions(self) -> dict[str, Callable]:
         def set_sync_debug_mode(mode: str) -> None:
             self._sync_debug_mode = mode
@@ -194,7 +205,12 @@ class EmulatedGPU(TorchDispatchMode):
             "is_available": lambda: True,
             "device_count": lambda: 1,
             "current_device": lambda: 0,
-            "synchronize": lambda device=None: None,
+            "synchronize": self._synchronize,
+            "max_memory_allocated": self._memory,
+            "memory_allocated": self._memory,
+            "reset_peak_memory_stats": lambda device=None: None,
+            "get_device_name": lambda device=None: "emulated",
+            "Event": _Clock,
             "device": contextlib.nullcontext,
             "set_sync_debug_mode": set_sync_debug_mode,
             "_lazy_init": lambda: None,
@@ -258,6 +274,19 @@ class EmulatedGPU(TorchDispatchMode):
         if is_moved or output.dtype != source.dtype or not to_gpu:
             self.launch("_to_copy")
         return EmulatedTensor(output)
+
+
+class _Clock:
+    """``torch.cuda.Event``, by the clock of the CPU."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.seconds = 0.0
+
+    def record(self) -> None:
+        self.seconds = time.perf_counter()
+
+    def elapsed_time(self, end: _Clock) -> float:
+        return 1e3 * (end.seconds - self.seconds)
 
 
 class _NumberedDevices(TorchFunctionMode):

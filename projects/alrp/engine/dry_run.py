@@ -37,7 +37,7 @@ def dry_run(parts: TrainingParts) -> str:
     on_gpu = device.type == "cuda"
     with memory_advice(cfg):
         for _ in range(2 if on_gpu else 1):
-            seconds, losses = _timed_step(trainer, on_gpu)
+            seconds, losses = _timed_step(trainer, device)
     where = "on the GPU" if on_gpu else "resident"
     rows = {
         "parameters": _parameters(parts.model),
@@ -53,15 +53,15 @@ def dry_run(parts: TrainingParts) -> str:
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
 
 
-def _timed_step(trainer: SimpleTrainer, on_gpu: bool) -> tuple[float, dict[str, float]]:
+def _timed_step(trainer: SimpleTrainer, device: torch.device) -> tuple[float, dict[str, float]]:
     """Seconds of forward, backward and update, and the losses."""
     trainer.iter = 0
     with EventStorage(0) as storage:
         trainer.storage = storage
         start = time.perf_counter()
         trainer.run_step()
-        if on_gpu:
-            torch.cuda.synchronize()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # of the model, which need not be the current one
         seconds = time.perf_counter() - start
     latest = {name: value for name, (value, _) in storage.latest().items()}
     losses = {name: value for name, value in latest.items() if "loss" in name and "/" not in name}
