@@ -37,6 +37,7 @@ def one_step(dtype, value=1.0):
     return trainer, (model.layer.weight.detach() - before).item()
 
 
+@pytest.mark.filterwarnings("error:.*torch.cuda.amp:FutureWarning")  # AMPTrainer's own calls
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_products_are_of_the_dtype_and_updates_have_no_scale(dtype):
     trainer, change = one_step(dtype, value=0.5)

@@ -27,6 +27,8 @@ from .machines import Machines
 
 # Seconds for processes to end by themselves when another has failed, and after being asked to.
 _GRACE = 3.0
+# The same for the one that failed, while others have told only that it does not answer.
+_TIME_FOR_CAUSE = 10.0
 # Seconds between two looks at what failed.
 _PERIOD = 0.5
 
@@ -142,23 +144,37 @@ def _raise_cause(processes: list, outcomes, machines: Machines) -> None:
     """Raise what made the first process fail; the others, given the time, fail of its end."""
     if machines.heard:
         raise ProcessFailure(machines.heard)
-    deadline = time.monotonic() + _GRACE
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-    reports = []
-    while not outcomes.empty():
-        reports.append(outcomes.get())
+    reports = _reports(processes, outcomes)
     reporting = {rank for rank, _, _ in reports}
     for rank, process in enumerate(processes):
         if process.exitcode and rank not in reporting:
             raise ProcessFailure(Failure(_silent_end(rank, process.exitcode), from_outside=True))
-    rank, failure, text = reports[0]  # put before its process ended, which failed the others
-    if failure is not None and failure.message == CONNECTION_LOST:
+    rank, failure, text = reports[0]
+    if _is_of_another(failure):
         failure = machines.wait_for_news() or failure  # what the other machine says of it
     if failure is not None:
         raise ProcessFailure(failure)
     message = f"\n\n-- Process {rank} terminated with the following error:\n{text}"
     raise ProcessRaisedException(message, rank, processes[rank].pid)
+
+
+def _reports(processes: list, outcomes) -> list[tuple[int, Failure | None, str]]:
+    """What processes tell of their failures, causes first, as far as they do so in time."""
+    start, reports = time.monotonic(), []
+    while True:
+        running = [process.sentinel for process in processes if process.is_alive()]
+        while not outcomes.empty():
+            reports.append(outcomes.get())
+        only_of_others = reports and all(_is_of_another(failure) for _, failure, _ in reports)
+        seconds = _TIME_FOR_CAUSE if only_of_others else _GRACE
+        if not running or time.monotonic() - start > seconds:
+            return sorted(reports, key=lambda report: _is_of_another(report[1]))
+        wait(running, timeout=_PERIOD)
+
+
+def _is_of_another(failure: Failure | None) -> bool:
+    """Whether a process failed because another one did."""
+    return failure is not None and failure.message == CONNECTION_LOST
 
 
 def _for_other_machines(error: BaseException) -> Failure:
