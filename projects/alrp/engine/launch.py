@@ -23,7 +23,7 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT, _distributed_worker
 
 from ..errors import UserError
 from .failures import CONNECTION_LOST, Failure, explain, one_message
-from .machines import Machines
+from .machines import Machines, are_linked
 
 # Seconds for processes to end by themselves when another has failed, and after being asked to.
 _GRACE = 3.0
@@ -103,7 +103,7 @@ def world_size(args) -> int:
 
 def _run(local_rank: int, main: Callable, args, url: str, outcomes) -> None:
     """What a process does; its failure goes to the queue ``outcomes``."""
-    if args.num_machines > 1:
+    if are_linked(url, args.num_machines):
         # As under PyTorch's own launcher: process 0 does not keep the store, see Machines.
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     try:

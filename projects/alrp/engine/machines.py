@@ -17,12 +17,17 @@ _TIME_TO_START = timedelta(minutes=30)
 _JOINED, _FAILURE, _LEFT = (f"alrp/{name}" for name in ("joined", "failure", "left"))
 
 
+def are_linked(url: str, num_machines: int) -> bool:
+    """Whether the commands tell each other of failures: several machines meet by ``tcp://``."""
+    return num_machines > 1 and url.startswith("tcp://")
+
+
 class Machines:
     """What the commands of a training on several machines tell each other.
 
     They use the store at which the processes of the group meet. The command of machine 0 keeps it,
-    instead of process 0, with which a message would end. With a single machine, or another URL than
-    ``tcp://``, nothing is told and nothing heard.
+    instead of process 0, with which a message would end. Unless :func:`are_linked`, nothing is told
+    and nothing heard.
 
     Args:
         url: of :func:`process_group_url`.
@@ -31,7 +36,7 @@ class Machines:
     """
 
     def __init__(self, url: str, rank: int, num_machines: int) -> None:
-        self._is_linked = num_machines > 1 and url.startswith("tcp://")
+        self._is_linked = are_linked(url, num_machines)
         self._rank, self._failure, self._left = rank, None, threading.Event()
         self._store: dist.TCPStore | None = None
         if self._is_linked:
