@@ -41,6 +41,7 @@ WORKER = "DataLoader worker (pid 12) is killed by signal: Killed. "
         (NoSpaceError("x cannot be written: the disk is full"), "x cannot be written", True),
         (UserError("the disk is full of ghosts"), "the disk is full of ghosts", False),
         (dist.DistBackendError("store->get('0:1') timed out"), "the connection", True),
+        (dist.DistBackendError("NCCL error: ncclRemoteError: A call"), "the connection", True),
         (RuntimeError("[x/pair.cc:5] Connection closed by peer [::1]:5"), "the connection", True),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import re
 import signal
@@ -11,9 +12,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 import pytest
 
-from alrp.engine.launch import launch, process_group_url, world_size
+from alrp.engine.failures import CONNECTION_LOST, Failure
+from alrp.engine.launch import (
+    ProcessFailure,
+    _raise_cause,
+    launch,
+    process_group_url,
+    world_size,
+)
+from alrp.engine.machines import Machines
 from alrp.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,6 +86,31 @@ def test_a_port_in_use_is_refused_on_the_machine_that_listens():
         with pytest.raises(UserError, match=r"port \d+ is in use"):
             url(taken)
         assert url(taken, num_machines=2, machine_rank=1) == taken
+
+
+LOST, MISTAKE = Failure(CONNECTION_LOST, from_outside=True), Failure("image 7 is empty")
+
+
+@pytest.mark.parametrize(
+    "exit_codes, failures, said",
+    [
+        ([1, 1], [LOST, MISTAKE], "image 7 is empty"),
+        ([-signal.SIGABRT, 1], [None, MISTAKE], "image 7 is empty"),
+        ([1, -signal.SIGKILL], [LOST, None], "process 1 was killed (SIGKILL; out of memory?)"),
+        ([1, -signal.SIGABRT], [LOST, None], "process 1 was killed (SIGABRT)"),
+        ([1, 1], [LOST, LOST], CONNECTION_LOST),
+    ],
+)
+def test_of_several_failures_that_which_caused_the_others_is_told(exit_codes, failures, said):
+    """Processes that have ended; one without a message ended silently."""
+    processes = [SimpleNamespace(exitcode=code, is_alive=lambda: False) for code in exit_codes]
+    outcomes = multiprocessing.get_context("spawn").SimpleQueue()
+    for rank, failure in enumerate(failures):
+        if failure:
+            outcomes.put((rank, failure, ""))
+    with pytest.raises(ProcessFailure) as caught:
+        _raise_cause(processes, outcomes, Machines("tcp://127.0.0.1:1", 0, 1))
+    assert str(caught.value) == said
 
 
 def is_running(pid):

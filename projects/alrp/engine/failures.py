@@ -18,7 +18,7 @@ _WORKER_DIED = re.compile(
     r"DataLoader worker \(pid.*?\) (?:is killed by signal: ([^.]*)|exited unexpectedly)"
 )
 _CONNECTION_LOST = re.compile(
-    r"Connection (?:closed|reset|refused)|Broken pipe|failed to connect|store->"
+    r"Connection (?:closed|reset|refused)|Broken pipe|failed to connect|store->|ncclRemoteError"
 )
 # Gloo raises plain RuntimeErrors, which begin with a place in its source.
 _FROM_GLOO = re.compile(r"\[\S+\.cc:\d+\] ")

@@ -146,12 +146,18 @@ def _raise_cause(processes: list, outcomes, machines: Machines) -> None:
         raise ProcessFailure(machines.heard)
     reports = _reports(processes, outcomes)
     reporting = {rank for rank, _, _ in reports}
-    for rank, process in enumerate(processes):
-        if process.exitcode and rank not in reporting:
-            raise ProcessFailure(Failure(_silent_end(rank, process.exitcode), from_outside=True))
-    rank, failure, text = reports[0]
-    if _is_of_another(failure):
-        failure = machines.wait_for_news() or failure  # what the other machine says of it
+    silent = [(i, p.exitcode) for i, p in enumerate(processes) if p.exitcode and i not in reporting]
+    # NCCL aborts a process when another one is gone.
+    not_aborted = [end for end in silent if end[1] != -signal.SIGABRT]
+    causes = [report for report in reports if not _is_of_another(report[1])]
+    if not causes and not not_aborted:
+        heard = machines.wait_for_news()  # what the other machine says of it
+        if heard:
+            raise ProcessFailure(heard)
+    ends = not_aborted or ([] if causes else silent)
+    if ends:
+        raise ProcessFailure(Failure(_silent_end(*ends[0]), from_outside=True))
+    rank, failure, text = (causes or reports)[0]
     if failure is not None:
         raise ProcessFailure(failure)
     message = f"\n\n-- Process {rank} terminated with the following error:\n{text}"
@@ -159,7 +165,7 @@ def _raise_cause(processes: list, outcomes, machines: Machines) -> None:
 
 
 def _reports(processes: list, outcomes) -> list[tuple[int, Failure | None, str]]:
-    """What processes tell of their failures, causes first, as far as they do so in time."""
+    """What processes tell of their failures, as far as they do so in time."""
     start, reports = time.monotonic(), []
     while True:
         running = [process.sentinel for process in processes if process.is_alive()]
@@ -168,7 +174,7 @@ def _reports(processes: list, outcomes) -> list[tuple[int, Failure | None, str]]
         only_of_others = reports and all(_is_of_another(failure) for _, failure, _ in reports)
         seconds = _TIME_FOR_CAUSE if only_of_others else _GRACE
         if not running or time.monotonic() - start > seconds:
-            return sorted(reports, key=lambda report: _is_of_another(report[1]))
+            return reports
         wait(running, timeout=_PERIOD)
 
 

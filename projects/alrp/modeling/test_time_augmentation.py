@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from detectron2.config import CfgNode
-from detectron2.layers import batched_nms
 from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
+
+from .dense_inference import best_detections
 
 
 class DenseDetectorWithTTA(nn.Module):
@@ -58,13 +59,10 @@ class DenseDetectorWithTTA(nn.Module):
         model = self._without_suppression()
         found = [_candidates(model, version) for version in self.tta_mapper(given)]
         boxes, scores, classes = map(torch.cat, zip(*found))
-        kept = batched_nms(boxes, scores, classes, self.model.test_nms_thresh)
-        kept = kept[: self.model.max_detections_per_image]
-        merged = Instances(
-            image_size,
-            pred_boxes=Boxes(boxes[kept]),
-            scores=scores[kept],
-            pred_classes=classes[kept],
+        merged = best_detections(
+            Instances(image_size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes),
+            self.model.test_nms_thresh,
+            self.model.max_detections_per_image,
         )
         return detector_postprocess(merged, *image_size)  # clips, as the detector does
 
