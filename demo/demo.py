@@ -144,6 +144,7 @@ def run(args) -> None:
     cfg = setup_config(args)
     model, names = load_trained_model(cfg)
     scores = least_scores(args, cfg, model, names or []).double().cpu()
+    found = detection_thresholds_of(model)
     mapper = build_mapper(cfg, is_train=False)
     os.makedirs(args.output, exist_ok=True)
     for name, path in paths.items():
@@ -154,6 +155,7 @@ def run(args) -> None:
             instances = model([inputs])[0]["instances"].to("cpu")
         least = scores[instances.pred_classes] if scores.ndim else scores.expand(len(instances))
         drawn = instances[instances.scores.double() >= least]
+        drawn = found[1].with_shown_scores(drawn) if found else drawn
         Image.fromarray(draw(picture, drawn, names or [])).save(path)
         print(f"{name}: {len(drawn)} objects, see {path}")
         if not len(drawn):

@@ -172,6 +172,9 @@ def _defaults() -> CN:
     # DefaultPredictor, the demo and exported models. -1: the LRP-optimal score of each class, if
     # the checkpoint has them; 0: no least score. Read by the meta-architectures of this project.
     cfg.MODEL.ALRP.SCORE_THRESH_PREDICT = -1.0
+    # Whether these detections have scores that say which share of such detections is right, by the
+    # calibration in the checkpoint.
+    cfg.MODEL.ALRP.CALIBRATED_SCORES = False
     # Node of MODEL with the NUM_CLASSES and IN_FEATURES of the head, such as "RETINANET". Needed
     # only for a meta-architecture that is no subclass of RetinaNet, FoveaBox or GeneralizedRCNN.
     cfg.MODEL.ALRP.HEAD_NODE = ""

@@ -13,7 +13,12 @@ from detectron2.structures import BoxMode
 
 from alrp.data.dataset_mapper import build_mapper
 from alrp.engine import Trainer, argument_parser, run_command, setup_config
-from alrp.engine.thresholds import by_class_index, read_thresholds, thresholds_of_results
+from alrp.engine.thresholds import (
+    by_class_index,
+    read_calibration,
+    read_thresholds,
+    thresholds_of_results,
+)
 from alrp.errors import UserError
 from alrp.export import TracedDetector, compare_detections, load_onnx, load_torchscript
 from alrp.modeling import DetectionThresholds
@@ -84,6 +89,7 @@ def test_thresholds_travel_from_training_to_predictor_and_export(
         copy = tmp_path / f"copy{i}.pth"
         assert tool.main(["--output", str(copy), *more, *arguments]) == 0
         assert torch.equal(load(copy)[KEY], stored)
+        assert torch.equal(load(copy)["shown.calibration"], read_calibration(lrp, NAMES))
         assert set(torch.load(copy)) == set(content)
 
     # Detectron2's predictor, and the exported files, show what the evaluation found from there on.
@@ -95,6 +101,10 @@ def test_thresholds_travel_from_training_to_predictor_and_export(
     assert 0 < len(shown) < len(of_image)
     instances = predictor(read_image(file, "BGR"))["instances"]
     assert_shown(instances.pred_boxes.tensor, instances.scores, instances.pred_classes, shown)
+    predictor.model.shown.calibrated = True
+    shares = predictor(read_image(file, "BGR"))["instances"].scores
+    assert set(shares.tolist()) <= set(load(copy)["shown.calibration"][1].flatten().tolist())
+    predictor.model.shown.calibrated = False
     pixels = build_mapper(predictor.cfg, is_train=False)({"file_name": file})["image"]
     traced = TracedDetector(predictor.model, pixels)
     traced.write_torchscript(tmp_path / "model.pt")
@@ -145,6 +155,24 @@ def test_of_several_test_sets_the_first_counts(several):
         results = {"one": results, "two": {"lrp": {"threshold-a": 0.75}}}
     assert thresholds_of_results(results) == {"a": 0.5}
     assert thresholds_of_results({"bbox": {"AP": 1.0}}) == {}
+
+
+def test_a_calibration_follows_the_class_names_and_may_be_missing(tmp_path):
+    path = tmp_path / "lrp_results.json"
+    path.write_text('{"per_class": {}}')
+    assert read_calibration(str(path), ["a"]) is None
+    fit = {
+        "b": {"scores": [0.5, 1.0], "shares": [0.25, 0.75]},
+        "c": {"scores": [0.1], "shares": [1]},
+    }
+    path.write_text(json.dumps({"calibration": {"per_class": fit}}))
+    scores, shares = read_calibration(str(path), ["c", "a", "b"])
+    assert scores[0].tolist() == pytest.approx([0.1, math.inf], rel=2e-4)
+    assert scores[2].tolist() == pytest.approx([0.5, 1.0], rel=2e-4) and scores[2, 0] < 0.5
+    assert shares.tolist() == [[1.0, math.inf], [0.0, math.inf], [0.25, 0.75]]
+    path.write_text('{"calibration": {"per_class": {"a": 3}}}')
+    with pytest.raises(UserError, match="give the lrp_results.json"):
+        read_calibration(str(path), ["a"])
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"per_class": {"a": 1}}'])

@@ -50,6 +50,10 @@ def exported(request, tmp_path_factory):
     # A little lower than a score, which rounding could take to either side.
     model.shown.thresholds = 0.9999 * everything.median() * torch.tensor([0.0, 1.0, 1.0])
     assert len(traced(pixels)[1]) < len(everything)
+    steps = 0.9999 * torch.quantile(everything, torch.linspace(0, 1, 5))
+    model.shown.calibration = torch.stack([steps, torch.linspace(0, 1, 5)])[:, None].repeat(1, 3, 1)
+    model.shown.calibrated = True
+    assert set(traced(pixels)[1].tolist()) <= {0.0, 0.25, 0.5, 0.75, 1.0}
     traced.write_onnx(folder / "model.onnx")
     traced.write_torchscript(folder / "model.pt")
     return traced, folder

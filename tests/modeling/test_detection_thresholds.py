@@ -1,5 +1,6 @@
 """What a detector shows, what it gives to an evaluation, and how that follows its checkpoint."""
 
+import math
 import pytest
 import torch
 from helpers.detectors import image, small_config, train_step
@@ -9,6 +10,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from alrp.errors import UserError
 from alrp.modeling import DetectionThresholds, ThresholdedRCNN
 
 DENSE = {
@@ -79,12 +81,14 @@ def test_scores_follow_the_checkpoint_of_detectron2s_own_checkpointer(
 ):
     model, other = build(name), build(name)
     model.shown.thresholds = torch.tensor([0.1, 0.2, 0.3])
+    model.shown.calibration = torch.rand(2, 3, 7)
     DetectionCheckpointer(model, str(tmp_path)).save("model")
     getattr(other, before_loading)()
     DetectionCheckpointer(other).load(str(tmp_path / "model.pth"))
     assert torch.equal(other.shown.thresholds, model.shown.thresholds)
+    assert torch.equal(other.shown.calibration, model.shown.calibration)
     other.load_state_dict(build(name).state_dict())  # of a checkpoint without scores
-    assert other.shown.thresholds is None
+    assert other.shown.thresholds is None and other.shown.calibration is None
 
 
 def test_scores_of_another_number_of_classes_are_not_taken():
@@ -109,6 +113,26 @@ def step_without_gradients(model):
     model.train()
     with EventStorage():
         model([FULL])
+
+
+def test_what_is_shown_has_calibrated_scores_and_an_evaluation_has_not(name):
+    model = build(name, **{"MODEL.ALRP.CALIBRATED_SCORES": True})
+    everything = detect(model, image_id=0)
+    middle = everything.scores.median()
+    steps = torch.tensor([[0.0, middle], [0.0, middle], [2.0, math.inf]])
+    shares = torch.tensor([[0.25, 0.5], [0.125, 0.75], [0.375, math.inf]])
+    model.shown.calibration = torch.stack([steps, shares])
+    shown = detect(model)
+    is_upper = (everything.scores >= middle).long()
+    is_upper[everything.pred_classes == 2] = 0
+    assert is_upper.sum() > 0
+    assert torch.equal(shown.scores, shares[everything.pred_classes, is_upper])
+    assert torch.equal(shown.pred_boxes.tensor, everything.pred_boxes.tensor)
+    assert torch.equal(detect(model, image_id=0).scores, everything.scores)
+    train_step(model, [FULL])
+    assert "shown.calibration" not in model.state_dict()
+    with pytest.raises(UserError, match="holds no calibration; add it by tools/add_thresholds.py"):
+        detect(model.eval())
 
 
 def test_given_boxes_are_all_kept():

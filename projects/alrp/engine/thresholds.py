@@ -79,19 +79,54 @@ def by_class_index(thresholds: Mapping[str, float], names: Sequence[str]) -> Ten
     return (scores * (1 - _MARGIN)).nan_to_num(DetectionThresholds.NEVER)
 
 
-def add_thresholds(source: str, target: str, key: str, thresholds: Tensor) -> None:
+def read_calibration(path: str, names: Sequence[str]) -> Tensor | None:
+    """(2, K, B) calibration for :class:`DetectionThresholds`; None if the file has none.
+
+    Steps begin 0.01 % lower, for the reason of :func:`by_class_index`. A class without a detection
+    has the share 0.
+
+    Args:
+        path: ``lrp_results.json`` of an evaluation.
+        names: of the classes, by class index.
+
+    Raises:
+        UserError: if it is no such file.
+    """
+    try:
+        content = read_json(path)
+        if "calibration" not in content:
+            return None
+        per_class = content["calibration"]["per_class"]
+        fits = [per_class.get(name, {"scores": [], "shares": []}) for name in names]
+        calibration = torch.full(
+            (2, len(names), max(1, *(len(f["shares"]) for f in fits))), math.inf
+        )
+        calibration[1, :, 0] = 0.0
+        for i, fit in enumerate(fits):
+            for part, values in zip(calibration, (fit["scores"], fit["shares"])):
+                part[i, : len(values)] = torch.tensor(values)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"{path} holds no calibration ({error!r}); give the lrp_results.json that an "
+            "evaluation wrote."
+        ) from error
+    calibration[0] *= 1 - _MARGIN
+    return calibration
+
+
+def add_thresholds(source: str, target: str, tensors: Mapping[str, Tensor]) -> None:
     """Write a checkpoint of this project with thresholds in its model; all else is as it was.
 
     Args:
         source: checkpoint to read.
         target: file to write, which may be ``source``.
-        key: of the thresholds in the model's state dict.
-        thresholds: of :func:`by_class_index`.
+        tensors: of :func:`by_class_index` and :func:`read_calibration`, by their keys in the
+            model's state dict.
 
     Raises:
         UserError: if a file cannot be read or written.
     """
-    _write_with(read_checkpoint(source), source, target, {key: thresholds})
+    _write_with(read_checkpoint(source), source, target, tensors)
 
 
 def _write_with(content: Any, source: str, target: str, tensors: Mapping[str, Tensor]) -> None:

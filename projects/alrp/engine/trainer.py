@@ -172,7 +172,7 @@ class Trainer(StopsEarly, CarefulFailures, DefaultTrainer):
     def test_with_TTA(cls, cfg, model) -> dict:
         """Results on the versions of ``TEST.AUG``, of tasks that end with "_TTA"."""
         evaluators = [
-            cls.build_evaluator(cfg, name, _folder(cfg, name, "inference_TTA"))
+            cls.build_evaluator(cfg, name, results_folder(cfg, name, "inference_TTA"))
             for name in cfg.DATASETS.TEST
         ]
         results = cls.test(cfg, with_test_time_augmentation(cfg, model), evaluators)
@@ -247,7 +247,7 @@ class Trainer(StopsEarly, CarefulFailures, DefaultTrainer):
         """
         tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
         options = {
-            "output_dir": output_folder or _folder(cfg, dataset_name, "inference"),
+            "output_dir": output_folder or results_folder(cfg, dataset_name, "inference"),
             # COCO counts 100; a model that is asked for more is not to lose them in silence.
             "max_dets_per_image": max(100, cfg.TEST.DETECTIONS_PER_IMAGE),
         }
@@ -259,7 +259,7 @@ class Trainer(StopsEarly, CarefulFailures, DefaultTrainer):
         )
 
 
-def _folder(cfg, dataset_name: str, name: str) -> str:
+def results_folder(cfg, dataset_name: str, name: str) -> str:
     """Where the results on a test set are written, of several in a folder for each."""
     several = len(cfg.DATASETS.TEST) > 1
     return os.path.join(cfg.OUTPUT_DIR, name, dataset_name if several else "")

@@ -11,8 +11,9 @@ from detectron2.structures import BoxMode
 
 from ..errors import UserError
 from .average_precision import APEvaluator
-from .coco_input import DetectionColumns, detection_boxes
-from .coco_matching import MatchSettings, lrp_by_name, match_boxes
+from .calibration import calibration_summary
+from .coco_input import DetectionColumns, category_names, detection_boxes
+from .coco_matching import MatchSettings, lrp_by_name, match_boxes_by_image
 from .report import METRICS, lrp_summary, lrp_table, write_summary
 
 _LOGGER = logging.getLogger(__name__)
@@ -27,8 +28,9 @@ class LRPEvaluator(APEvaluator):
     off the main process, without predictions, and for a dataset without annotations. An image in
     which nothing was found is a prediction too: a model that finds nothing has an oLRP of 100.
 
-    With ``output_dir`` the numbers, and the components of every class, go to ``lrp_results.json``
-    there. The predictions themselves are left to :class:`COCOEvaluator` to save.
+    With ``output_dir`` the numbers, the components of every class and a calibration of its scores
+    (:func:`calibration_summary`) go to ``lrp_results.json`` there. The predictions themselves are
+    left to :class:`COCOEvaluator` to save.
     """
 
     def __init__(
@@ -96,10 +98,18 @@ class LRPEvaluator(APEvaluator):
         dataset = self._coco_api.dataset
         detections = detection_boxes(self._detection_columns(predictions), dataset)
         tau = self._settings.tau
-        matches = match_boxes(dataset, detections, self._settings, img_ids)
-        per_class = lrp_by_name(dataset, matches, tau)
+        by_id = match_boxes_by_image(dataset, detections, self._settings, img_ids)
+        per_class = lrp_by_name(dataset, {i: match.matches for i, match in by_id.items()}, tau)
         summary = lrp_summary(per_class)
+        names = category_names(dataset)
+        calibration = calibration_summary({names[i]: m for i, m in by_id.items()}, per_class)
+        summary["calibration"] = calibration
         _LOGGER.info(f"LRP error of boxes at tau {tau:g}:\n{lrp_table(summary)}")
+        _LOGGER.info(
+            "Calibration error of detections from the LRP-optimal scores on: "
+            f"{calibration['error']:.2f}; with scores calibrated on the other half of the images: "
+            f"{calibration['error_calibrated']:.2f}"
+        )
         if self._lrp_output_dir:
             os.makedirs(self._lrp_output_dir, exist_ok=True)
             write_summary(summary, os.path.join(self._lrp_output_dir, "lrp_results.json"))

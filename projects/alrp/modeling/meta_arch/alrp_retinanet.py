@@ -33,12 +33,17 @@ class ALRPRetinaNet(MicroBatchedDetector, RetinaNet):
 
     @configurable
     def __init__(
-        self, *, head_losses: RankingHeadLosses, score_thresh_predict: float = -1.0, **kwargs
+        self,
+        *,
+        head_losses: RankingHeadLosses,
+        score_thresh_predict: float = -1.0,
+        calibrated_scores: bool = False,
+        **kwargs,
     ) -> None:
         """
         Args:
             head_losses: classification and box losses.
-            score_thresh_predict: least score of :class:`DetectionThresholds`.
+            score_thresh_predict, calibrated_scores: of :class:`DetectionThresholds`.
             kwargs: of :class:`RetinaNet`; ``anchor_matcher`` is an ``ATSSMatcher`` or a
                 ``MaxIoUMatcher``, ``box2box_transform`` a ``BoxDeltaTransform``.
 
@@ -49,7 +54,7 @@ class ALRPRetinaNet(MicroBatchedDetector, RetinaNet):
         super().__init__(**kwargs)
         self.head_losses = head_losses
         keep_checkpoint_names(self)
-        self.shown = DetectionThresholds(self.num_classes, score_thresh_predict)
+        self.shown = DetectionThresholds(self.num_classes, score_thresh_predict, calibrated_scores)
         check_test_options(
             score_thresh=self.test_score_thresh,
             nms_thresh=self.test_nms_thresh,
@@ -67,6 +72,7 @@ class ALRPRetinaNet(MicroBatchedDetector, RetinaNet):
         ret["box2box_transform"] = BoxDeltaTransform(cfg.MODEL.RETINANET.BBOX_REG_WEIGHTS)
         ret["head_losses"] = build_head_losses(cfg, cfg.MODEL.RETINANET.NUM_CLASSES)
         ret["score_thresh_predict"] = cfg.MODEL.ALRP.SCORE_THRESH_PREDICT
+        ret["calibrated_scores"] = cfg.MODEL.ALRP.CALIBRATED_SCORES
         return ret
 
     def forward(self, batched_inputs):

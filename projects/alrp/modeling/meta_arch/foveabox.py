@@ -52,6 +52,7 @@ class FoveaBox(MicroBatchedDetector, DenseDetector):
         test_nms_thresh: float = 0.5,
         max_detections_per_image: int = 100,
         score_thresh_predict: float = -1.0,
+        calibrated_scores: bool = False,
         pixel_mean: list[float],
         pixel_std: list[float],
     ) -> None:
@@ -68,7 +69,7 @@ class FoveaBox(MicroBatchedDetector, DenseDetector):
             test_topk_candidates: cells per level that NMS sees.
             test_nms_thresh: IoU from which NMS suppresses.
             max_detections_per_image: after NMS.
-            score_thresh_predict: least score of :class:`DetectionThresholds`.
+            score_thresh_predict, calibrated_scores: of :class:`DetectionThresholds`.
 
         Raises:
             ValueError: if a threshold is outside [0, 1] or one of the numbers below 1.
@@ -82,7 +83,7 @@ class FoveaBox(MicroBatchedDetector, DenseDetector):
         self.num_classes = num_classes
         self.head_losses = head_losses
         keep_checkpoint_names(self)
-        self.shown = DetectionThresholds(num_classes, score_thresh_predict)
+        self.shown = DetectionThresholds(num_classes, score_thresh_predict, calibrated_scores)
         self.test_score_thresh = test_score_thresh
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
@@ -131,6 +132,7 @@ class FoveaBox(MicroBatchedDetector, DenseDetector):
             "test_nms_thresh": fovea.NMS_THRESH_TEST,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "score_thresh_predict": cfg.MODEL.ALRP.SCORE_THRESH_PREDICT,
+            "calibrated_scores": cfg.MODEL.ALRP.CALIBRATED_SCORES,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }

@@ -14,19 +14,25 @@ class ThresholdedRCNN(GeneralizedRCNN):
     """``GeneralizedRCNN`` with :class:`DetectionThresholds`; otherwise the same, with any heads."""
 
     @configurable
-    def __init__(self, *, score_thresh_predict: float = -1.0, **kwargs) -> None:
+    def __init__(
+        self, *, score_thresh_predict: float = -1.0, calibrated_scores: bool = False, **kwargs
+    ) -> None:
         """
         Args:
-            score_thresh_predict: least score of :class:`DetectionThresholds`.
+            score_thresh_predict, calibrated_scores: of :class:`DetectionThresholds`.
             kwargs: of :class:`GeneralizedRCNN`.
         """
         super().__init__(**kwargs)
-        self.shown = DetectionThresholds(self.roi_heads.num_classes, score_thresh_predict)
+        self.shown = DetectionThresholds(
+            self.roi_heads.num_classes, score_thresh_predict, calibrated_scores
+        )
 
     @classmethod
     def from_config(cls, cfg):
-        score_thresh_predict = cfg.MODEL.ALRP.SCORE_THRESH_PREDICT
-        return {**super().from_config(cfg), "score_thresh_predict": score_thresh_predict}
+        ret = super().from_config(cfg)
+        ret["score_thresh_predict"] = cfg.MODEL.ALRP.SCORE_THRESH_PREDICT
+        ret["calibrated_scores"] = cfg.MODEL.ALRP.CALIBRATED_SCORES
+        return ret
 
     def forward(self, batched_inputs):
         if self.training:
