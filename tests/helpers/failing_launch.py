@@ -1,7 +1,4 @@
-"""Launch two processes that meet an end of a kind: failing_launch.py KIND [PORT MACHINE].
-
-With a port, one of them on each of two machines.
-"""
+"""Launch two processes that meet an end of a kind: failing_launch.py KIND."""
 
 import argparse
 import os
@@ -34,12 +31,9 @@ def main(args):
 
 
 if __name__ == "__main__":
-    options = {"num_gpus": 2, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
-    if len(sys.argv) > 2:
-        url = f"tcp://127.0.0.1:{sys.argv[2]}"
-        options = {"num_gpus": 1, "num_machines": 2, "dist_url": url}
-        options["machine_rank"] = int(sys.argv[3])
-    args = argparse.Namespace(kind=sys.argv[1], **options)
+    args = argparse.Namespace(
+        kind=sys.argv[1], num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto"
+    )
     try:
         launch(main, args)
     except BaseException as error:

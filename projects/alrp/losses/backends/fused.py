@@ -157,14 +157,14 @@ class FusedMatrix(StepMatrix):
 def sorting_errors(logits: Tensor, ious: Tensor, step: Step) -> SortingErrors:
     """See :func:`alrp.losses.backends.sorting.sorting_errors`.
 
-    Here from all pairs, in two kernels: O(P^2) time and O(P) memory. The sums by levels, which are
-    O(P log P), take hundreds of small kernels: milliseconds of launches, in which a GPU forms the
-    pairs of thousands of positives. So they wait until there are more than 16,384.
+    Up to 16,384 positives from all pairs, in two kernels: O(P^2) time and O(P) memory. Sums by
+    levels are O(P log P), but hundreds of small kernels, whose launches take milliseconds. In that
+    time a GPU forms the pairs of thousands of positives.
     """
     num_queries = len(logits)
     if num_queries > _MOST_PAIRED:
         return sorting_errors_by_levels(logits, ious, step, sums_below)
-    rank, errors, shares, gradient = logits.new_empty(4, num_queries)
+    rank, errors, shares, gradient = (torch.empty_like(logits) for _ in range(4))
     sizes = num_queries, _bits_of(step.delta), _bits_of(step.shift)
     num_programs = -(-num_queries // _ROWS)
     tile = {"ROWS": _ROWS, "COLUMNS": _COLUMNS}
