@@ -17,7 +17,7 @@ import runpy
 import sys
 from pathlib import Path
 import yaml
-from PIL import Image
+from PIL import Image, ImageOps
 
 from alrp.config import load_config
 from alrp.data.datasets.shapes import CLASS_NAMES, render, sample_scene
@@ -136,7 +136,7 @@ import onnxruntime  # noqa: E402
 
 session = onnxruntime.InferenceSession(str(exported))
 class_names = json.loads(session.get_modelmeta().custom_metadata_map["alrp.json"])["class_names"]
-image = Image.open(photograph).convert("RGB")
+image = ImageOps.exif_transpose(Image.open(photograph)).convert("RGB")
 least, most = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
 scale = min(least / min(image.size), most / max(image.size))
 resized = image.resize([round(scale * side) for side in image.size], Image.BILINEAR)

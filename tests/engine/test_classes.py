@@ -62,11 +62,12 @@ def test_indices_follow_the_file_and_all_images_stay(setup, content):
 
 def test_a_set_that_another_has_registered_gets_them_too(setup, shapes, content):
     register_coco_instances(
-        "others", {}, str(shapes / "annotations" / "val.json"), str(shapes / "val")
+        "others", {"licence": "none"}, str(shapes / "annotations" / "val.json"), str(shapes / "val")
     )
     assert len(DatasetCatalog.get("others")) == len(content["images"])
     setup(**CLASSES, **{"DATASETS.TEST": ("others",)})
     assert_holds_discs_and_triangles("others", content)
+    assert MetadataCatalog.get("others").licence == "none"
     setup(**{"DATASETS.TEST": ("others",)})
     assert sum(len(r["annotations"]) for r in DatasetCatalog.get("others")) == len(
         content["annotations"]

@@ -13,6 +13,8 @@ import torch
 from helpers.detectors import image, small_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from detectron2.data import DatasetMapper
+from detectron2.data.datasets import load_coco_json
 from detectron2.engine import HookBase
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -170,6 +172,38 @@ def test_a_validation_loss_leaves_no_trace(base, head, overrides):
         assert vars(module) == attributes[name]
     assert torch.equal(torch.get_rng_state(), random_states[0])
     assert np.array_equal(np.random.get_state()[1], random_states[1])
+
+
+def test_a_buffer_that_the_model_replaces_comes_back():
+    class Counter(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("count", torch.zeros(1))
+
+        def forward(self, batch):
+            self.count = self.count + len(batch)
+            return {"loss": self.count.sum()}
+
+    model = Counter()
+    buffer = model.count
+    assert ValidationLoss(model, [BATCH])()["validation"]["loss"] == 2.0
+    assert model.count is buffer and buffer.item() == 0.0
+
+
+def test_a_mapper_without_masks_reads_them_for_the_loss_of_a_mask_head(shapes):
+    cfg = small_config("Base-ALRP-RetinaNet.yaml", "RETINANET", 3)
+    cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT, cfg.DATALOADER.NUM_WORKERS = True, "bitmask", 0
+    mapper = DatasetMapper(is_train=False, augmentations=[], image_format="RGB")
+    records = load_coco_json(shapes / "annotations" / "val.json", shapes / "val")
+    (first, *_), *_ = validation_loader(cfg, records, mapper)
+    assert len(first["instances"].gt_masks) == len(first["instances"].gt_boxes) > 0
+    assert not mapper.use_instance_mask  # the evaluation's stays as it is
+
+
+def test_pictures_need_class_names(trainer_of, monkeypatch):
+    monkeypatch.setattr("alrp.engine.evaluation_hooks.class_names", lambda names: None)
+    with pytest.raises(UserError, match="TEST.NUM_PICTURES: .* have no class names"):
+        trainer_of(Trainer, **{"TEST.NUM_PICTURES": 1})
 
 
 def test_a_validation_loss_is_the_mean_over_the_images():

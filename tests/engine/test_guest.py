@@ -7,10 +7,12 @@ import pytest
 import torch
 from helpers.plain_training import SELF_BALANCE, tiny_config, train_beside_another
 
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 
 from alrp import prepare_config
+from alrp.engine.checks.keys import default_config, has_key, leaves, value_of
 from alrp.errors import UserError
 
 
@@ -55,12 +57,28 @@ def test_a_period_of_ones_own_and_a_frozen_config_stay(shapes):
     assert prepare_config(cfg).is_frozen()
 
 
-@pytest.mark.parametrize("key, value", [("SOLVER", "OPTIMIZER"), ("INPUT", "AUGMENTATION")])
-def test_keys_that_only_our_trainer_reads_are_warned_of(shapes, caplog, key, value):
+# Read by prepare_config() itself, or with another key that is warned of.
+HEEDED_KEYS = {"DATASETS.CLASSES", "DATASETS.COCO_FORMAT", "INPUT.SQUARE_SIZE_TRAIN"}
+
+
+def own_trainer_keys():
+    """Keys of this project that no model reads."""
+    plain = get_cfg()
+    keys = [key for key, _ in leaves(default_config()) if not has_key(plain, key)]
+    return [key for key in keys if not key.startswith("MODEL.") and key not in HEEDED_KEYS]
+
+
+def test_the_published_settings_are_not_warned_of(shapes, caplog):
+    with caplog.at_level(logging.WARNING, "alrp"):
+        prepare_config(tiny_config(str(shapes), "train", 4))
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("key", own_trainer_keys())
+def test_every_key_that_only_our_trainer_reads_is_warned_of(shapes, caplog, key):
     cfg = tiny_config(str(shapes), "train", 4)
+    others = {str: "bfloat16", bool: True, int: 3}
+    cfg.merge_from_list([key, others[type(value_of(cfg, key))]])
     with caplog.at_level(logging.WARNING, "alrp"):
         prepare_config(cfg)
-        assert caplog.text == ""
-        cfg[key][value] = "AdamW" if key == "SOLVER" else "published"
-        prepare_config(cfg)
-    assert f"{key}.{value} is '{cfg[key][value]}', but only alrp.engine.Trainer" in caplog.text
+    assert f"{key} is {value_of(cfg, key)!r}, but only alrp.engine.Trainer" in caplog.text

@@ -10,6 +10,7 @@ from detectron2.engine import HookBase, hooks
 
 from ..checkpoint import CheckedCheckpointer
 from ..data.datasets.coco_format import class_names
+from ..errors import UserError
 from .best_metric import BestMetric, known_metrics
 from .pictures import DrawDetections
 from .thresholds import StoreThresholds
@@ -56,7 +57,13 @@ def _with_images(
         loss = ValidationLoss(model, validation_loader(cfg, records, mapper))
         yield hooks.EvalHook(test.EVAL_PERIOD, loss)
     if test.NUM_PICTURES:
-        names = class_names(cfg.DATASETS.TEST) or []
+        names = class_names(cfg.DATASETS.TEST)
+        if not names:
+            raise UserError(
+                f"TEST.NUM_PICTURES: {cfg.DATASETS.TEST} of DATASETS.TEST have no class names to "
+                "write beside the boxes; set thing_classes in their metadata, or "
+                "TEST.NUM_PICTURES 0."
+            )
         drawn = records[: test.NUM_PICTURES]
         yield DrawDetections(test.EVAL_PERIOD, model, drawn, mapper, names)
 

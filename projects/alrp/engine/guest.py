@@ -9,15 +9,22 @@ from detectron2.data import get_detection_dataset_dicts
 
 from .. import checkpoint  # noqa: F401  teaches Detectron2 torchvision:// addresses
 from ..data.datasets.coco_format import register_coco_format
+from .checks.keys import changed_keys, value_of
 from .trainer import set_self_balance_period
 
 _LOGGER = logging.getLogger(__name__)
 
-# Key, the value that Detectron2's own trainer goes by, and what it does with another one.
-_READ_BY_OUR_TRAINER = (
-    ("SOLVER.OPTIMIZER", "SGD", "DefaultTrainer trains with SGD"),
-    ("INPUT.AUGMENTATION", "detectron2", "DefaultTrainer maps images by INPUT.MIN_SIZE_TRAIN etc."),
-)
+# What Detectron2's own trainer does, whatever the value of the key.
+_READ_BY_OUR_TRAINER = {
+    "INPUT.AUGMENTATION": "DefaultTrainer maps images by INPUT.MIN_SIZE_TRAIN etc.",
+    "SOLVER.AMP.DTYPE": "DefaultTrainer knows float16 only",
+    "SOLVER.MICRO_BATCH_SIZE": "DefaultTrainer lets all images pass at once",
+    "SOLVER.OPTIMIZER": "DefaultTrainer trains with SGD",
+    "TEST.BEST_METRIC": "DefaultTrainer keeps no best weights",
+    "TEST.NUM_PICTURES": "DefaultTrainer draws none",
+    "TEST.PATIENCE": "DefaultTrainer trains to the end",
+    "TEST.VALIDATION_LOSS": "DefaultTrainer computes none",
+}
 
 
 def prepare_config(cfg: CfgNode) -> CfgNode:
@@ -38,12 +45,11 @@ def prepare_config(cfg: CfgNode) -> CfgNode:
         UserError: if an entry of ``DATASETS.COCO_FORMAT`` or its file is wrong.
     """
     register_coco_format(cfg)
-    for key, default, what in _READ_BY_OUR_TRAINER:
-        section, name = key.split(".")
-        if cfg[section][name] != default:
+    for key in changed_keys(cfg):
+        if key in _READ_BY_OUR_TRAINER:
             _LOGGER.warning(
-                f"{key} is {cfg[section][name]!r}, but only alrp.engine.Trainer reads it, unless "
-                f"yours does: {what}."
+                f"{key} is {value_of(cfg, key)!r}, but only alrp.engine.Trainer reads it, unless "
+                f"yours does: {_READ_BY_OUR_TRAINER[key]}."
             )
     if cfg.MODEL.ALRP.SELF_BALANCE.PERIOD > 0 or not cfg.DATASETS.TRAIN:
         return cfg

@@ -145,6 +145,9 @@ def as_cfg_node(cfg: DictConfig) -> CfgNode:
     node.DATASETS.COCO_FORMAT = OmegaConf.to_container(
         OmegaConf.create(loader.get("coco_format", []))
     )
+    node.INPUT.MASK_FORMAT = OmegaConf.select(
+        loader, "train.mapper.instance_mask_format", default=node.INPUT.MASK_FORMAT
+    )
     node.DATALOADER.NUM_WORKERS = loader.test.get("num_workers", 0)
     node.TEST.EVAL_PERIOD = train.eval_period
     for name in ("BEST_METRIC", "PATIENCE", "VALIDATION_LOSS", "NUM_PICTURES"):

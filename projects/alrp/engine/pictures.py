@@ -66,7 +66,7 @@ class DrawDetections(hooks.EvalHook):
 
     def _shown(self, instances: Instances) -> LabelledBoxes:
         found = thresholds_of_results(getattr(self.trainer, "_last_eval_results", None) or {})
-        if sorted(found) == sorted(self._class_names):
+        if found and sorted(found) == sorted(self._class_names):
             least = by_class_index(found, self._class_names)
             instances = instances[instances.scores >= least[instances.pred_classes]]
         else:

@@ -27,8 +27,9 @@ class ValidationLoss:
 
     A ranking loss is of a batch: each process ranks as many images at a time as in training. A mean
     is over the images; the incomplete batches at the end count by their images. Batch norm takes
-    the statistics that it has. Sampling of proposals draws the same random numbers each time. The
-    processes may have different shares of the images, also none: they only meet at the end.
+    the statistics that it has. Sampling of proposals draws the same random numbers each time. Each
+    process ranks its own images, also with ``MODEL.ALRP.GLOBAL_RANKING``. The processes may have
+    different shares of the images, also none: they only meet at the end.
 
     Args:
         model: a detector, without DistributedDataParallel.
@@ -45,7 +46,7 @@ class ValidationLoss:
         """
         sums: dict[str, float] = defaultdict(float)
         num_images = 0
-        with _computing_losses(self._model), seeded(0), torch.no_grad():
+        with _computing_losses(self._model), _seeded(self._model), torch.no_grad():
             for batch in self._batches:
                 with EventStorage(1):  # that of the training stays as it is
                     losses = self._model(batch)
@@ -89,6 +90,9 @@ def validation_loader(
         )
     mapper = copy.copy(mapper)
     mapper.is_train = True
+    # A mapper of an evaluation may leave out what only a loss needs.
+    mapper.use_instance_mask, mapper.use_keypoint = cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON
+    mapper.instance_mask_format = cfg.INPUT.MASK_FORMAT
     return build_detection_test_loader(
         records,
         mapper=mapper,
@@ -98,12 +102,26 @@ def validation_loader(
 
 
 @contextmanager
+def _seeded(model: nn.Module) -> Iterator[None]:
+    """The same random numbers each time, of the model's GPU too; then they go on as before."""
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    with seeded(0), torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        yield
+
+
+@contextmanager
 def _computing_losses(model: nn.Module) -> Iterator[None]:
     """A model that returns losses; at the end it is as before, to the last attribute and buffer."""
     attributes: list[tuple[nn.Module, dict[str, Any]]] = [
         (module, dict(vars(module))) for module in model.modules()
     ]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     model.train()
     for module in model.modules():
         if isinstance(module, _KEPT_IN_EVAL):
@@ -114,5 +132,5 @@ def _computing_losses(model: nn.Module) -> Iterator[None]:
         for module, before in attributes:
             vars(module).clear()  # running means of Detectron2's RetinaNet are attributes
             vars(module).update(before)
-        for buffer, before in buffers:
-            buffer.copy_(before)
+        for module, name, buffer, value in buffers:
+            module._buffers[name] = buffer.copy_(value)

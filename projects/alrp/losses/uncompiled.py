@@ -17,9 +17,7 @@ def uncompiled(function: _Function) -> _Function:
     """A function that runs as it is, also when it is called inside of what is compiled.
 
     What comes before and after it is compiled. With ``fullgraph=True`` the compiler refuses the
-    call, and says why. Before PyTorch 2.7, whose compiler takes no reason, nothing is changed: then
-    the compiler finds out by itself where it has to stop.
+    call, and says why (from PyTorch 2.7 on, whose compiler takes a reason).
     """
-    if torch.__version__ < "2.7":  # compared as versions
-        return function
-    return torch.compiler.disable(function, reason=_REASON)
+    reason = {"reason": _REASON} if torch.__version__ >= "2.7" else {}  # compared as versions
+    return torch.compiler.disable(function, **reason)

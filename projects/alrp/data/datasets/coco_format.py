@@ -18,6 +18,13 @@ from .coco_loader import CocoFiles, load_coco_format
 
 _LOGGER = logging.getLogger(__name__)
 
+# Metadata that another choice of classes changes.
+_OF_THE_CLASSES = {
+    "kept_classes",
+    "thing_classes",
+    "thing_colors",
+    "thing_dataset_id_to_contiguous_id",
+}
 _SHAPE = '["my_train", "path/to/train.json", "path/to/images"]'
 
 
@@ -146,8 +153,10 @@ def _register(name: str, files: CocoFiles, where: str) -> None:
     else:
         DatasetCatalog.remove(name)
         if tuple(present.get("kept_classes", ())) != files.classes:
-            MetadataCatalog.pop(name)  # the names and colours of other classes
+            MetadataCatalog.pop(name)
             _describe(name, files)
+            others = {k: v for k, v in present.as_dict().items() if k not in _OF_THE_CLASSES}
+            MetadataCatalog.get(name).set(**others)
     DatasetCatalog.register(name, partial(load_coco_format, name, files))
 
 

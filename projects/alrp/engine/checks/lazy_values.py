@@ -111,7 +111,9 @@ _EXPECTED = {
     "dataloader.test.dataset.names": _NAMES,
     "dataloader.test.mapper": _CALL,
     "dataloader.test.num_workers": _whole(_WORKERS, needed=False),
-    "dataloader.tta_mapper": _CALL._replace(needed=False),
+    "dataloader.tta_mapper": Expected(
+        "a LazyCall, or null for none", lambda value: value is None or _is_call(value), needed=False
+    ),
     "dataloader.evaluator": Expected(
         "a LazyCall of an evaluator, or of DatasetEvaluators with at least one", _is_evaluator
     ),
