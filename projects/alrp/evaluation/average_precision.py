@@ -81,7 +81,9 @@ class APEvaluator(COCOEvaluator):
 
 
 def with_completed_annotations(evaluator: DatasetEvaluator) -> DatasetEvaluator:
-    """Fill in what Detectron2's :class:`COCOEvaluator` needs and annotation files may leave out.
+    """Let Detectron2's :class:`COCOEvaluator` take the annotation files that this project takes.
+
+    It gets what they may leave out, and only the classes of ``DATASETS.CLASSES``.
 
     Args:
         evaluator: changed in place, also in a ``DatasetEvaluators``; others stay as they are.

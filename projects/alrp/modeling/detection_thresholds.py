@@ -75,12 +75,13 @@ class DetectionThresholds(nn.Module):
         return Instances(instances.image_size, **fields)
 
     def _cut(self, instances: Instances) -> Instances:
-        if self.least_score >= 0:
-            return instances[instances.scores >= self.least_score]
-        if self.thresholds is None:
+        least: float | Tensor = self.least_score
+        if self.least_score < 0 and self.thresholds is None:
             return instances
-        thresholds = self.thresholds.to(instances.scores.device)
-        return instances[instances.scores >= thresholds[instances.pred_classes]]
+        if self.least_score < 0:
+            least = self.thresholds.to(instances.scores.device)[instances.pred_classes]
+        # Each field that a mask picks from would wait for the GPU.
+        return instances[(instances.scores >= least).nonzero().flatten()]
 
     def of_outputs(
         self, outputs: Sequence[dict[str, Any] | Instances], inputs: Sequence[dict[str, Any]]

@@ -158,8 +158,8 @@ def sorting_errors(logits: Tensor, ious: Tensor, step: Step) -> SortingErrors:
     """See :func:`alrp.losses.backends.sorting.sorting_errors`.
 
     Up to 16,384 positives from all pairs, in two kernels: O(P^2) time and O(P) memory. Sums by
-    levels are O(P log P), but hundreds of small kernels, whose launches take milliseconds. In that
-    time a GPU forms the pairs of thousands of positives.
+    levels are O(P log P), but hundreds of small kernels. The limit is an estimate of where these
+    become faster; it was not measured.
     """
     num_queries = len(logits)
     if num_queries > _MOST_PAIRED:
