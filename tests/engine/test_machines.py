@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 import pytest
 
+from alrp.engine import argument_parser, run_command
 from alrp.engine.failures import Failure
 from alrp.engine.machines import Machines
 
@@ -38,7 +39,7 @@ def until(condition):
 
 @pytest.mark.parametrize("failing", [0, 2])
 def test_all_machines_hear_what_failed_first(three, failing):
-    assert until(lambda: all(machine._store for machine in three))
+    assert all(machine.have_met(60) for machine in three)
     three[failing].tell(Failure("the disk is full", from_outside=True))
     assert until(lambda: all(machine.heard for machine in three))
     three[1].tell(Failure("the connection to another process was lost"))
@@ -49,7 +50,7 @@ def test_all_machines_hear_what_failed_first(three, failing):
 
 
 def test_machine_0_leaves_last_and_its_end_is_no_failure_for_who_has_left(three):
-    assert until(lambda: all(machine._store for machine in three))
+    assert all(machine.have_met(60) for machine in three)
     for machine in reversed(three):
         assert until(lambda: machine is not three[0] or three[0]._store.add("alrp/left", 0) == 2)
         machine.leave(failed=False)
@@ -59,8 +60,22 @@ def test_machine_0_leaves_last_and_its_end_is_no_failure_for_who_has_left(three)
 def test_a_single_machine_tells_nobody(port):
     alone = Machines(f"tcp://127.0.0.1:{port}", 0, 1)
     alone.tell(Failure("x"))
-    assert alone.wait_for_news() is None
+    assert alone.wait_for_news() is None and not alone.have_met(60)
     alone.leave(failed=True)
+
+
+def test_what_is_refused_on_one_machine_ends_the_other_that_waits(
+    command_line, train_net, port, capsys
+):
+    url = f"tcp://127.0.0.1:{port}"
+    waiting = Machines(url, 0, 2)
+    meeting = ["--num-gpus", "1", "--num-machines", "2", "--dist-url", url, "--machine-rank", "1"]
+    arguments = command_line(*meeting, MODEL__WEIGHTS="absent.pth")
+    assert run_command(train_net.main, argument_parser().parse_args(arguments)) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("error: ")
+    assert said.startswith("MODEL.WEIGHTS 'absent.pth' does not exist")
+    assert waiting.wait_for_news() == Failure(f"machine 1: {said}")
+    waiting.leave(failed=True)
 
 
 @pytest.mark.slow

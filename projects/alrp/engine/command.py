@@ -18,7 +18,7 @@ from ..data.datasets.coco_format import expand_path, register_coco_format
 from ..errors import UserError
 from . import preflight
 from .failures import explain
-from .launch import ProcessFailure, Terminated, launch, world_size
+from .launch import ProcessFailure, Terminated, launch, refusal_is_told, world_size
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -81,9 +81,10 @@ def run_command(
     """
     cfg = None
     try:
-        _check_dry_run(args)
-        cfg = setup(args)
-        _check(cfg, args, is_complete, rephrase)
+        with refusal_is_told(args):
+            _check_dry_run(args)
+            cfg = setup(args)
+            _check(cfg, args, is_complete, rephrase)
         launch(main, args)
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, Terminated)

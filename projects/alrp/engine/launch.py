@@ -29,6 +29,8 @@ from .machines import Machines, are_linked
 _GRACE = 3.0
 # The same for the one that failed, while others have told only that it does not answer.
 _TIME_FOR_CAUSE = 10.0
+# To reach machine 0, if it waits for this machine.
+_TIME_TO_MEET = 5.0
 # Seconds between two looks at what failed.
 _PERIOD = 0.5
 
@@ -84,6 +86,24 @@ def launch(main: Callable, args) -> None:
         finally:
             _end([p for p in multiprocessing.active_children() if p not in earlier])
             machines.leave(failed=failed)
+
+
+@contextmanager
+def refusal_is_told(args) -> Iterator[None]:
+    """What is refused in the block ends the commands of other machines that wait for this one.
+
+    Nobody hears of a refusal on machine 0, which would keep the store.
+    """
+    try:
+        yield
+    except Exception as error:
+        failure = explain(error) or Failure(type(error).__name__)
+        if args.machine_rank > 0 and are_linked(args.dist_url, args.num_machines):
+            machines = Machines(args.dist_url, args.machine_rank, args.num_machines)
+            if machines.have_met(_TIME_TO_MEET):
+                machines.tell(failure)
+                machines.leave(failed=True)
+        raise
 
 
 def world_size(args) -> int:

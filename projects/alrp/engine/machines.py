@@ -39,12 +39,17 @@ class Machines:
         self._is_linked = are_linked(url, num_machines)
         self._rank, self._failure, self._left = rank, None, threading.Event()
         self._store: dist.TCPStore | None = None
+        self._joined = threading.Event()
         if self._is_linked:
             parts = urlsplit(url)
             self._address = parts.hostname, parts.port
             if rank == 0:
                 self._store = self._connect()  # before a process looks for it
             threading.Thread(target=self._listen, daemon=True).start()
+
+    def have_met(self, seconds: float) -> bool:
+        """Whether this machine reaches machine 0 within so many seconds."""
+        return self._is_linked and self._joined.wait(seconds)
 
     @property
     def heard(self) -> Failure | None:
@@ -96,6 +101,7 @@ class Machines:
         """Runs in a thread, as joining takes until machine 0 is there."""
         try:
             store = self._store = self._store or self._connect()
+            self._joined.set()
             while not self._left.wait(_PERIOD):
                 if store.check([_FAILURE]):
                     self._failure = Failure(**json.loads(store.get(_FAILURE)))
