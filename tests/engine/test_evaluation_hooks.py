@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.detectors import image, small_config
+from helpers.rcnn_models import small_rcnn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detectron2.data import DatasetMapper
@@ -145,16 +146,21 @@ def test_validation_loss_and_pictures_leave_the_training_as_it_is(trainer_of, tm
 BATCH = [image(64, 96, [[5, 5, 40, 50], [30, 10, 90, 60]], [0, 2]), image(64, 64)]
 
 
+RETINANET = ("Base-ALRP-RetinaNet.yaml", "RETINANET", 3)
+
+
 @pytest.mark.parametrize(
-    ("base", "head", "overrides"),
+    "build",
     [
-        ("Base-ALRP-RetinaNet.yaml", "RETINANET", {}),
-        ("Base-ALRP-RetinaNet.yaml", "RETINANET", {"MODEL.META_ARCHITECTURE": "RetinaNet"}),
-        ("Base-FoveaBox.yaml", "FOVEABOX", {"SOLVER.MICRO_BATCH_SIZE": 1}),
+        lambda: build_model(small_config(*RETINANET)),
+        lambda: build_model(small_config(*RETINANET, **{"MODEL.META_ARCHITECTURE": "RetinaNet"})),
+        lambda: build_model(small_config("Base-FoveaBox.yaml", "FOVEABOX", 3)),
+        lambda: small_rcnn("ce"),  # samples proposals
     ],
+    ids=["alrp_retinanet", "retinanet", "foveabox", "faster_rcnn"],
 )
-def test_a_validation_loss_leaves_no_trace(base, head, overrides):
-    model = build_model(small_config(base, head, 3, **{"VIS_PERIOD": 1, **overrides})).train()
+def test_a_validation_loss_leaves_no_trace(build):
+    model = build().train()
     with EventStorage():
         model(BATCH)  # Detectron2's RetinaNet begins its running mean of positives
     model.backbone.bottom_up.stem.eval()  # as a user might have set it
@@ -166,7 +172,7 @@ def test_a_validation_loss_leaves_no_trace(base, head, overrides):
         first = loss()
         assert loss() == first
         assert not storage.latest() and not storage._vis_data
-    assert set(first["validation"]) == {"total_loss", "loss_cls", "loss_box_reg"}
+    assert {"total_loss", "loss_cls", "loss_box_reg"} <= set(first["validation"])
     torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
     for name, module in model.named_modules():
         assert vars(module) == attributes[name]
@@ -198,6 +204,11 @@ def test_a_mapper_without_masks_reads_them_for_the_loss_of_a_mask_head(shapes):
     (first, *_), *_ = validation_loader(cfg, records, mapper)
     assert len(first["instances"].gt_masks) == len(first["instances"].gt_boxes) > 0
     assert not mapper.use_instance_mask  # the evaluation's stays as it is
+
+
+def test_a_metric_that_no_check_has_seen_is_refused_with_the_known_ones(trainer_of):
+    with pytest.raises(UserError, match="TEST.BEST_METRIC: expected one of .*bbox/AP, .*got 'AP'"):
+        trainer_of(Trainer, **{"TEST.BEST_METRIC": "AP"})
 
 
 def test_pictures_need_class_names(trainer_of, monkeypatch):

@@ -28,7 +28,8 @@ def evaluation_hooks(
         build_mapper: builds the mapper of the evaluation.
 
     Raises:
-        UserError: if a loss on the test images is asked for, and they have no ground truth.
+        UserError: if the metric is unknown, a loss is asked for on test images without ground
+            truth, or pictures of classes without names.
     """
     best = _best_metric(cfg, checkpointer)
     return [
@@ -69,13 +70,17 @@ def _with_images(
 
 
 def _best_metric(cfg: CfgNode, checkpointer: CheckedCheckpointer) -> BestMetric | None:
-    metric = cfg.TEST.BEST_METRIC
+    metric, known = cfg.TEST.BEST_METRIC, known_metrics(cfg)
     if not metric:
         return None
+    if metric not in known:
+        raise UserError(
+            f"TEST.BEST_METRIC: expected one of {', '.join(known)}, but got {metric!r}."
+        )
     return BestMetric(
         cfg.TEST.EVAL_PERIOD,
         checkpointer,
         metric,
-        lower_is_better=known_metrics(cfg)[metric],
+        lower_is_better=known[metric],
         patience=cfg.TEST.PATIENCE,
     )
