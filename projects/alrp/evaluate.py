@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import re
 import sys
 
 from .errors import UserError
+from .evaluation.calibration import calibration_line, calibration_summary
 from .evaluation.coco_input import Sources, category_names, check_ground_truth, detection_boxes
 from .evaluation.coco_matching import (
     ALL_AREAS,
@@ -93,19 +95,24 @@ def _run(args: argparse.Namespace) -> str:
     check_ground_truth(dataset, Sources(args.ground_truth, args.results))
     by_id = _matches(dataset, args.results, args)
     tau = args.settings.tau
-    summary = lrp_summary(lrp_by_name(dataset, {i: m.matches for i, m in by_id.items()}, tau))
-    if args.json is not None:
-        write_summary(summary, args.json)
+    per_class = lrp_by_name(dataset, {i: m.matches for i, m in by_id.items()}, tau)
     names = category_names(dataset)
     by_name = {names[i]: match for i, match in by_id.items()}
+    calibration = calibration_summary(by_name, per_class)
+    summary = {**lrp_summary(per_class), "calibration": calibration}
+    if args.json is not None:
+        write_summary(summary, args.json)
     if args.figures:
         _draw(by_name, args.figures, tau)
+    report = lrp_table(summary)
+    if not math.isnan(calibration["error"]):
+        report += f"\n\n{calibration_line(calibration)}"
     if not args.compare:
-        return lrp_table(summary)
+        return report
     others = {names[i]: match for i, match in _matches(dataset, args.compare, args).items()}
     table = compare_lrp(by_name, others, tau=tau, num_samples=args.samples)
     return (
-        f"{lrp_table(summary)}\n\nfirst: {args.results}, second: {args.compare}; "
+        f"{report}\n\nfirst: {args.results}, second: {args.compare}; "
         f"below 0 the second is better\n{comparison_table(table)}"
     )
 

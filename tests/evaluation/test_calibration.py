@@ -47,6 +47,7 @@ def test_the_error_by_hand():
     error = calibration_error([0.9, 0.9, 0.02, 0.02], [True, False, False, False])
     assert error == pytest.approx(0.5 * 0.4 + 0.5 * 0.02)
     assert calibration_error([1.0], [True]) == 0.0
+    assert calibration_error([-3.0, 5.0], [False, True]) == 3.5  # logits, of which nothing is asked
     assert math.isnan(calibration_error([], []))
 
 

@@ -55,7 +55,8 @@ def test_table_lists_classes_and_mean(main, capsys):
     assert main([GROUND_TRUTH, DETECTIONS]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["class", *QUANTITIES]
-    assert lines[-1].split()[:2] == ["mean", "90.011"]
+    assert lines[-3].split()[:2] == ["mean", "90.011"]
+    assert lines[-1].startswith("Calibration error of detections from the LRP-optimal scores on: ")
 
 
 @pytest.mark.parametrize(

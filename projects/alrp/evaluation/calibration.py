@@ -63,7 +63,7 @@ def calibration_error(scores, is_right, num_bins: int = _NUM_BINS) -> float:
     of an interval, is the error.
 
     Args:
-        scores: (D,) in [0, 1].
+        scores: (D,) in [0, 1]; others are put into the first or the last interval.
         is_right: (D,) bool.
         num_bins: number of intervals.
     Returns:
@@ -72,7 +72,7 @@ def calibration_error(scores, is_right, num_bins: int = _NUM_BINS) -> float:
     scores, is_right = np.asarray(scores, np.float64), np.asarray(is_right, np.float64)
     if not scores.size:
         return float("nan")
-    bins = np.minimum((scores * num_bins).astype(np.int64), num_bins - 1)
+    bins = (scores * num_bins).clip(0, num_bins - 1).astype(np.int64)
     differences = np.bincount(bins, weights=scores - is_right)  # sums; their sizes are the weights
     return float(np.abs(differences).sum() / scores.size)
 
@@ -111,6 +111,15 @@ def calibration_summary(
         "error_calibrated": _percent(calibrated_errors),
         "per_class": fitted,
     }
+
+
+def calibration_line(summary: dict) -> str:
+    """The errors of a :func:`calibration_summary` as a sentence; "nan" if undefined."""
+    return (
+        "Calibration error of detections from the LRP-optimal scores on: "
+        f"{summary['error']:.2f}; with scores calibrated on the other half of the images: "
+        f"{summary['error_calibrated']:.2f}"
+    )
 
 
 def _calibrated_by_other_half(scores, is_right, images) -> np.ndarray:

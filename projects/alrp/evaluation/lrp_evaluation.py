@@ -11,7 +11,7 @@ from detectron2.structures import BoxMode
 
 from ..errors import UserError
 from .average_precision import APEvaluator
-from .calibration import calibration_summary
+from .calibration import calibration_line, calibration_summary
 from .coco_input import DetectionColumns, category_names, detection_boxes
 from .coco_matching import MatchSettings, lrp_by_name, match_boxes_by_image
 from .report import METRICS, lrp_summary, lrp_table, write_summary
@@ -105,11 +105,7 @@ class LRPEvaluator(APEvaluator):
         calibration = calibration_summary({names[i]: m for i, m in by_id.items()}, per_class)
         summary["calibration"] = calibration
         _LOGGER.info(f"LRP error of boxes at tau {tau:g}:\n{lrp_table(summary)}")
-        _LOGGER.info(
-            "Calibration error of detections from the LRP-optimal scores on: "
-            f"{calibration['error']:.2f}; with scores calibrated on the other half of the images: "
-            f"{calibration['error_calibrated']:.2f}"
-        )
+        _LOGGER.info(calibration_line(calibration))
         if self._lrp_output_dir:
             os.makedirs(self._lrp_output_dir, exist_ok=True)
             write_summary(summary, os.path.join(self._lrp_output_dir, "lrp_results.json"))

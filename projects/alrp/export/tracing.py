@@ -32,7 +32,7 @@ class TracedDetector:
     the channel order of ``INPUT.FORMAT``, 0 to 255, not normalised, resized. The outputs are
 
     - boxes: (D, 4) float32 XYXY in pixels of ``image``,
-    - scores: (D,) float32, descending,
+    - scores: (D,) float32, descending; calibrated ones in the order of those before,
     - classes: (D,) int64 class indices,
     - masks: (D, 1, M, M) float32 probabilities inside of each box, if the model has a mask head.
 
