@@ -60,7 +60,7 @@ def run(args) -> None:
         report(check_surroundings(cfg, for_training=False))
         setup_logger(name="alrp")
         Trainer.test(cfg, model)
-        folder = results_folder(cfg, cfg.DATASETS.TEST[0], "inference")
+        folder = results_folder(cfg, cfg.DATASETS.TEST[0])
         results = os.path.join(folder, "lrp_results.json")
     thresholds = read_thresholds(results)
     names = names or list(thresholds)

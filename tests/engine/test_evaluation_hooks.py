@@ -14,14 +14,18 @@ from helpers.detectors import image, small_config
 from helpers.rcnn_models import small_rcnn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.data.datasets import load_coco_json
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
+from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from alrp.data.dataset_mapper import build_mapper
 from alrp.engine import Trainer, argument_parser, run_command, setup_config
+from alrp.engine.best_metric import lower_is_better
+from alrp.engine.checks import check_evaluation
+from alrp.engine.checks.keys import default_config, with_value
 from alrp.engine.validation_loss import ValidationLoss, validation_loader
 from alrp.errors import UserError
 
@@ -82,7 +86,8 @@ def test_training_ends_without_a_better_evaluation(trainer_of, tmp_path, metric,
     task, name = metric.split("/")
     options = {"TEST.BEST_METRIC": metric, "TEST.PATIENCE": 2}
     trainer = trainer_of(values(*numbers, task=task, metric=name), **options)
-    assert trainer.train()[task][name] == numbers[-1]
+    trainer.train()
+    assert trainer._last_eval_results[task][name] == pytest.approx(numbers[-1], nan_ok=True)
     assert trainer.values == []  # the last evaluation is not repeated
     folder = tmp_path / "output"
     assert iteration_of(folder / "model_best.pth") == 1
@@ -94,7 +99,93 @@ def test_training_ends_without_a_better_evaluation(trainer_of, tmp_path, metric,
     assert all(torch.equal(best[key], second[key]) for key in best)
 
 
-def test_a_resumed_run_knows_the_best_evaluation_and_its_patience(trainer_of, tmp_path):
+def test_an_early_end_is_that_of_a_training_with_test_time_augmentation(trainer_of, tmp_path):
+    options = {"TEST.BEST_METRIC": "bbox/AP", "TEST.PATIENCE": 2, "TEST.AUG.ENABLED": True}
+    options["TEST.EXPECTED_RESULTS"] = [["bbox", "AP", 2.0, 0.1], ["bbox_TTA", "AP", 9.0, 0.1]]
+    trainer = trainer_of(values(3.0, 1.0, 2.0, 9.0, 10.0), **options)
+    trainer.add_test_with_TTA()
+    trainer.register_hooks([hooks.EvalHook(0, lambda: trainer.test(None, None))])  # a user's
+    results = trainer.train()  # verifies them
+    assert (results["bbox"]["AP"], results["bbox_TTA"]["AP"]) == (2.0, 9.0)
+    assert trainer.values == [] and trainer.iter == trainer.max_iter == 3
+    rows = (tmp_path / "output" / "metrics.json").read_text().splitlines()
+    assert json.loads(rows[-1])["bbox_TTA/AP"] == 9.0
+
+
+def test_expected_results_of_test_time_augmentation_must_be_given(trainer_of):
+    expected = [["bbox_TTA", "AP50", 9.0, 0.1]]
+    trainer = trainer_of(values(9.0), **{"TEST.AUG.ENABLED": True})
+    cfg = with_value(trainer.cfg, "TEST.EXPECTED_RESULTS", expected)
+    with pytest.raises(UserError, match="there is no result 'AP50' of 'bbox_TTA'"):
+        trainer.test_with_TTA(cfg, trainer.model)
+
+
+class WithOwnParts(Trainer):
+    """The evaluator as Detectron2's documentation overrides it; a mapper that notes its images."""
+
+    mapped: list[str] = []
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name):
+        return COCOEvaluator(dataset_name, output_dir=str(Path(cfg.OUTPUT_DIR) / "own"))
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        class Mapper(DatasetMapper):
+            def __call__(self, record):
+                cls.mapped.append(Path(record["file_name"]).name)
+                return super().__call__(record)
+
+        return build_detection_test_loader(cfg, dataset_name, mapper=Mapper(cfg, is_train=False))
+
+
+def test_evaluators_and_mappers_of_a_subclass_are_used(trainer_of, tmp_path):
+    keys = {"TEST.VALIDATION_LOSS": True, "TEST.NUM_PICTURES": 2, "SOLVER.MAX_ITER": 1}
+    keys |= {"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (64,)}
+    trainer = trainer_of(WithOwnParts, **keys)
+    trainer.add_test_with_TTA()
+    trainer.train()
+    # Two evaluations of four images, a validation loss of them, and two pictures.
+    assert len(trainer.mapped) == 4 + 4 + 4 + 2
+    for folder in ("own", "TTA/own"):
+        assert (tmp_path / "output" / folder / "coco_instances_results.json").is_file()
+
+
+def test_a_metric_that_is_not_measured_ends_the_training(trainer_of):
+    trainer = trainer_of(values(1.0, 2.0), **{"TEST.BEST_METRIC": "keypoints/AP"})
+    message = "'keypoints/AP' is not measured; set TEST.BEST_METRIC to one of bbox/AP, or"
+    with pytest.raises(UserError, match=message):
+        trainer.train()
+    assert trainer.values == [2.0]
+
+
+def test_a_metric_of_an_own_evaluator_chooses_the_best_weights(trainer_of, tmp_path):
+    trainer = trainer_of(
+        values(1.0, 3.0, 2.0, task="own"), **{"TEST.BEST_METRIC": "own/AP"} | {"SOLVER.MAX_ITER": 3}
+    )
+    trainer.train()
+    assert iteration_of(tmp_path / "output" / "model_best.pth") == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "is_error"),
+    [
+        ("lrp/oLRP", True),
+        ("my_val/lrp/oLRP_Loc", True),
+        ("lrp/oLRP-cat/dog", True),
+        ("validation/total_loss", True),
+        ("validation/loss_cls", True),
+        ("bbox/AP", False),
+        ("validation/bbox/AP", False),  # of a set of that name
+        ("lrp/segm/AP50", False),
+        ("keypoints/AP", False),
+    ],
+)
+def test_losses_and_lrp_errors_are_better_if_lower(metric, is_error):
+    assert lower_is_better(metric) == is_error
+
+
+def test_a_resumed_run_knows_the_best_evaluation_and_its_patience(trainer_of, tmp_path, caplog):
     options = {"TEST.BEST_METRIC": "bbox/AP", "TEST.PATIENCE": 2}
     trainer = trainer_of(values(1.0, 3.0), **options)
     trainer.register_hooks([Interruption(2)])
@@ -104,7 +195,18 @@ def test_a_resumed_run_knows_the_best_evaluation_and_its_patience(trainer_of, tm
     resumed.train()
     assert resumed.values == [4.0]
     assert iteration_of(tmp_path / "output" / "model_best.pth") == 1
-    assert iteration_of(tmp_path / "output" / "model_final.pth") == 3
+    final = tmp_path / "output" / "model_final.pth"
+    assert iteration_of(final) == 3
+
+    with caplog.at_level(logging.WARNING, "alrp"):  # started again, it is only evaluated
+        ended = trainer_of(values(2.5), "--resume", **options)
+        ended.train()
+    assert "has ended: bbox/AP was no better than 3.0 in the last 2 evaluations" in caplog.text
+    assert "set TEST.PATIENCE (in a LazyConfig train.patience) to more than 2" in caplog.text
+    assert ended.iter == 4 and ended.values == [] and iteration_of(final) == 3
+    more_patient = trainer_of(values(2.0, 5.0), "--resume", **{**options, "TEST.PATIENCE": 3})
+    more_patient.train()
+    assert more_patient.values == [5.0] and iteration_of(final) == 4
 
 
 def test_another_metric_begins_anew_when_resumed(trainer_of, tmp_path, caplog):
@@ -122,7 +224,10 @@ def test_validation_loss_and_pictures_leave_the_training_as_it_is(trainer_of, tm
     trainer_of(Trainer, **plain).train()
     with_all = {"TEST.VALIDATION_LOSS": True, "TEST.NUM_PICTURES": 2, "SOLVER.MAX_ITER": 2}
     with_all |= {"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (64,)}
-    trainer_of(Trainer, **with_all, **{"TEST.BEST_METRIC": "validation/total_loss"}).train()
+    with_all["TEST.EXPECTED_RESULTS"] = [["lrp_TTA", "oLRP", 50, 50], ["bbox", "AP", 50, 50]]
+    trainer = trainer_of(Trainer, **with_all, **{"TEST.BEST_METRIC": "validation/total_loss"})
+    trainer.add_test_with_TTA()
+    trainer.train()
     states = [torch.load(tmp_path / name / "model_final.pth") for name in ("plain", "output")]
     for part in (states[0]["model"], states[1]["model"]):
         part.pop("shown.thresholds", None)
@@ -132,7 +237,7 @@ def test_validation_loss_and_pictures_leave_the_training_as_it_is(trainer_of, tm
     rows = (tmp_path / "output" / "metrics.json").read_text().splitlines()
     rows = [json.loads(row) for row in rows]
     assert {"bbox/AP", "bbox_TTA/AP", "lrp_TTA/oLRP"} <= set(rows[-1])
-    assert (tmp_path / "output" / "inference_TTA" / "lrp_results.json").is_file()
+    assert (tmp_path / "output" / "TTA" / "inference" / "lrp_results.json").is_file()
     losses = [row for row in rows if "validation/total_loss" in row]
     assert [row["iteration"] for row in losses] == [0, 2]
     for row in losses:
@@ -206,11 +311,6 @@ def test_a_mapper_without_masks_reads_them_for_the_loss_of_a_mask_head(shapes):
     assert not mapper.use_instance_mask  # the evaluation's stays as it is
 
 
-def test_a_metric_that_no_check_has_seen_is_refused_with_the_known_ones(trainer_of):
-    with pytest.raises(UserError, match="TEST.BEST_METRIC: expected one of .*bbox/AP, .*got 'AP'"):
-        trainer_of(Trainer, **{"TEST.BEST_METRIC": "AP"})
-
-
 def test_pictures_need_class_names(trainer_of, monkeypatch):
     monkeypatch.setattr("alrp.engine.evaluation_hooks.class_names", lambda names: None)
     with pytest.raises(UserError, match="TEST.NUM_PICTURES: .* have no class names"):
@@ -275,6 +375,7 @@ def _with_three_images(datasets, folder):
         ),
         ({"TEST.BEST_METRIC": "lrp/olrp", "TEST.EVAL_PERIOD": 2}, "TEST.BEST_METRIC lrp/oLRP."),
         ({"TEST.BEST_METRIC": "bbox/AP"}, "TEST.EVAL_PERIOD: the best evaluation by bbox/AP"),
+        ({"TEST.BEST_METRIC": "bbox/AP", "TEST.EVAL_PERIOD": 4}, "a period of 4 there is one only"),
         ({"TEST.PATIENCE": 3}, "TEST.PATIENCE: 3 evaluations"),
         ({"TEST.BEST_METRIC": "validation/total_loss", "TEST.EVAL_PERIOD": 2}, "not measured"),
         ({"TEST.VALIDATION_LOSS": True, "DATASETS.TEST": ()}, "TEST.VALIDATION_LOSS needs a test"),
@@ -289,3 +390,21 @@ def test_a_wrong_key_is_one_message_before_the_start(
     assert run_command(train_net.main, args) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "output").exists()
+
+
+def test_only_metrics_that_no_evaluator_can_give_are_refused_before_the_start():
+    cfg = default_config().clone()
+    cfg.defrost()
+    cfg.TEST.EVAL_PERIOD, cfg.DATASETS.TEST = 2, ("a", "b")
+
+    def severities(metric, **options):
+        cfg.TEST.BEST_METRIC = metric
+        return [finding.severity for finding in check_evaluation(cfg, **options)]
+
+    assert severities("b/bbox/AP", by_set=True) == []
+    assert severities("bbox/AP", by_set=True) == ["error"]
+    assert severities("bbox/AP", by_set=False) == []  # a LazyConfig
+    assert severities("b/bbox/AP", by_set=False) == ["warning"]
+    assert severities("lrp/oLRP-cat", by_set=False) == []
+    assert severities("keypoints/AP", by_set=False) == ["warning"]
+    assert severities("validation/loss_cls", by_set=False) == ["error"]

@@ -82,7 +82,7 @@ def test_training_resuming_and_evaluation(run, tmp_path):
     more = [f"train.init_checkpoint={folder / 'model_final.pth'}", f"train.output_dir={evaluated}"]
     mapper = "{_target_: detectron2.modeling.DatasetMapperTTA, min_sizes: [64], max_size: 96"
     assert run("--eval-only", more=[*more, f"dataloader.tta_mapper={mapper}, flip: True}}"]) == 0
-    assert (evaluated / "inference_TTA" / "lrp_results.json").is_file()
+    assert (evaluated / "TTA" / "inference" / "lrp_results.json").is_file()
     assert json.loads((evaluated / "inference" / "lrp_results.json").read_text()) == results
 
 
@@ -108,12 +108,15 @@ def test_training_ends_without_a_better_evaluation(run, tmp_path):
     more = ["train.max_iter=4", "train.eval_period=1", "train.num_pictures=1"]
     more += ["train.best_metric=lrp/oLRP", "train.patience=1", "train.validation_loss=True"]
     more += ["model.test_score_thresh=0.99"]  # finds nothing, so that oLRP stays at 100
+    mapper = "{_target_: detectron2.modeling.DatasetMapperTTA, min_sizes: [64], max_size: 96"
+    more += [f"dataloader.tta_mapper={mapper}, flip: True}}"]
     assert run(more=more) == 0
     folder = tmp_path / "output"
     assert torch.load(folder / "model_best.pth")["iteration"] == 0
     assert torch.load(folder / "model_final.pth")["iteration"] == 1
     rows = [json.loads(row) for row in (folder / "metrics.json").read_text().splitlines()]
-    assert rows[-1]["validation/total_loss"] > 0
+    assert rows[-2]["validation/total_loss"] > 0
+    assert rows[-1]["lrp_TTA/oLRP"] == 100  # behind the last iteration
 
 
 def test_a_dry_run_fills_in_the_epoch_and_writes_nothing(run, capsys, tmp_path):
@@ -229,6 +232,7 @@ def test_each_wrong_value_of_a_key_that_is_read_is_named():
                 "arguments by name": value == {"a": 1},
                 "a number > 0": value == 1.5,
                 "text or null": value is None,
+                "a LazyCall, or null for none": value is None,
             }.get(expected.what, False)
             # What lies below a right value may be missing; that is told elsewhere.
             assert (key in found) != is_right, (key, value, found)

@@ -73,6 +73,10 @@ def test_a_message_does_not_name_its_key_twice(cfg):
 def test_an_expected_task_that_is_not_evaluated_is_warned_of(cfg):
     cfg.TEST.EXPECTED_RESULTS = [["segm", "AP", 40.0, 0.5]]
     _assert_one(cfg, "warning", "TEST.EXPECTED_RESULTS", "['bbox', 'lrp'], but ['segm']")
+    cfg.TEST.EXPECTED_RESULTS = [["bbox_TTA", "AP", 40.0, 0.5]]
+    _assert_one(cfg, "warning", "TEST.EXPECTED_RESULTS", "['bbox', 'lrp'], but ['bbox_TTA']")
+    cfg.TEST.AUG.ENABLED = True
+    assert check(cfg, for_training=False) == []
 
 
 def test_nothing_is_made_and_no_random_number_is_drawn(cfg, tmp_path, monkeypatch):

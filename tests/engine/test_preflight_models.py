@@ -8,14 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from detectron2.config import LazyCall, LazyConfig, get_cfg
+from detectron2.config import LazyCall, LazyConfig, configurable, get_cfg
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
     PROPOSAL_GENERATOR_REGISTRY,
     ROI_HEADS_REGISTRY,
     GeneralizedRCNN,
     SwinTransformer,
+    build_backbone,
 )
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 
 from alrp.config import add_alrp_config
 from alrp.data.datasets.coco_format import register_coco_format
@@ -201,6 +203,25 @@ def test_a_model_that_reads_values_in_its_constructor_is_not_refused(cfg):
         assert check(cfg, for_training=True) == []
     finally:
         META_ARCH_REGISTRY._obj_map.pop("Reader")
+
+
+def test_test_time_augmentation_needs_a_model_that_can_merge_its_versions(cfg):
+    class WithoutNMS(DenseDetector):
+        @configurable
+        def __init__(self, backbone):
+            super().__init__(backbone, nn.Identity(), pixel_mean=[0.0], pixel_std=[1.0])
+
+        @classmethod
+        def from_config(cls, cfg):
+            return {"backbone": build_backbone(cfg)}
+
+    META_ARCH_REGISTRY.register(WithoutNMS)
+    try:
+        cfg.MODEL.META_ARCHITECTURE, cfg.TEST.AUG.ENABLED = "WithoutNMS", True
+        (finding,) = check_config(cfg, for_training=False)
+    finally:
+        META_ARCH_REGISTRY._obj_map.pop("WithoutNMS")
+    assert finding.where == "TEST.AUG.ENABLED" and "but got a WithoutNMS" in finding.what
 
 
 def test_a_lazy_model_that_reads_values_in_its_constructor_is_not_refused():

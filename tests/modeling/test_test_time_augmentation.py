@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import pytest
 import torch
 from helpers.detectors import small_config
 from torch.testing import assert_close
 
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
+from detectron2.structures import Boxes, Instances
 
 from alrp.modeling import DenseDetectorWithTTA, with_test_time_augmentation
+from alrp.modeling.dense_inference import best_detections
 
 HEIGHT, WIDTH = 64, 96
 PIXELS = torch.randint(
@@ -69,6 +72,20 @@ def test_the_image_as_it_is_gives_the_detections_of_the_model(base, head, overri
     assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=0, atol=1e-3)
     assert torch.equal(found.scores, expected.scores)
     assert torch.equal(found.pred_classes, expected.pred_classes)
+
+
+def test_candidates_are_what_an_nms_leaves_that_suppresses_nothing():
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(500, 2, 2, generator=generator).sort(1).values.flatten(1)
+    candidates = Instances(
+        (HEIGHT, WIDTH),
+        pred_boxes=Boxes(64 * corners),
+        scores=torch.randint(1, 50, (500,), generator=generator) / 50,  # with ties
+        pred_classes=torch.randint(0, 3, (500,), generator=generator),
+        number=torch.arange(500),
+    )
+    found, expected = (best_detections(candidates, limit, 400) for limit in (math.inf, 2.0))
+    assert torch.equal(found.number, expected.number)
 
 
 def test_boxes_of_an_enlarged_version_are_in_pixels_of_the_image():

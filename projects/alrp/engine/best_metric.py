@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import hooks
-from detectron2.evaluation import verify_results
+from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.utils import comm
 
 from ..checkpoint import CheckedCheckpointer
+from ..errors import UserError
 from ..evaluation.report import METRICS as LRP_METRICS
 
 _LOGGER = logging.getLogger(__name__)
 BEST_FILE = "model_best"
 _AP_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 VALIDATION_LOSS = "validation/total_loss"
+_ERROR = re.compile("(^|/)(lrp/oLRP|validation/[^/]*loss)")
 
 
-def known_metrics(cfg: CfgNode) -> dict[str, bool]:
-    """What the evaluations of a config measure, as in ``metrics.json``: name to "lower is better".
+def known_metrics(cfg: CfgNode, *, by_set: bool) -> list[str]:
+    """What the evaluators of this project measure, as in ``metrics.json``; others measure more.
 
-    Of several test sets, the name begins with that of the set.
+    Args:
+        cfg: full config.
+        by_set: whether a name begins with that of the test set, if there are several.
     """
     tasks = {"bbox": _AP_METRICS, "segm": _AP_METRICS if cfg.MODEL.MASK_ON else ()}
-    sets = [f"{name}/" for name in cfg.DATASETS.TEST] if len(cfg.DATASETS.TEST) > 1 else [""]
-    metrics = {VALIDATION_LOSS: True}
-    for prefix in sets:
-        metrics.update({f"{prefix}{task}/{m}": False for task, of in tasks.items() for m in of})
-        metrics.update({f"{prefix}lrp/{metric}": True for metric in LRP_METRICS})
-    return metrics
+    tasks["lrp"] = LRP_METRICS
+    sets = [f"{name}/" for name in cfg.DATASETS.TEST] if by_set else []
+    prefixes = sets if len(sets) > 1 else [""]
+    names = [f"{prefix}{task}/{m}" for prefix in prefixes for task, of in tasks.items() for m in of]
+    return [VALIDATION_LOSS, *names]
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric is a validation loss or an LRP error; of all others, higher is better."""
+    return _ERROR.search(metric) is not None
 
 
 class _BestWeights(CheckedCheckpointer):
@@ -77,14 +86,16 @@ class BestMetric(hooks.BestCheckpointer):
         self._of_run = checkpointer
         self._patience = patience
         self._num_worse = 0
+        self._last_iter: int | None = None  # of the evaluation that was counted last
 
     def state_dict(self) -> dict[str, Any]:
-        """Metric, best value, its iteration, and the evaluations since."""
+        """Metric, best value, its iteration, the evaluations since, and the last iteration."""
         return {
             "metric": self._val_metric,
             "best_metric": self.best_metric,
             "best_iter": self.best_iter,
             "num_worse": self._num_worse,
+            "last_iter": self._last_iter,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -96,13 +107,37 @@ class BestMetric(hooks.BestCheckpointer):
             )
             return
         self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
-        self._num_worse = state["num_worse"]
+        self._num_worse, self._last_iter = state["num_worse"], state.get("last_iter")
+
+    def before_train(self) -> None:
+        """A resumed training that had ended is not gone on with."""
+        if 0 < self._patience <= self._num_worse:
+            _LOGGER.warning(
+                f"The training has ended: {self._val_metric} was no better than "
+                f"{self.best_metric} in the last {self._num_worse} evaluations. To go on, set "
+                f"TEST.PATIENCE (in a LazyConfig train.patience) to more than {self._num_worse}, "
+                "or to 0."
+            )
+            self.trainer.stop()
 
     def _best_checking(self) -> None:
-        """As the parent, on the main process; all processes stop together."""
+        """As the parent, on the main process; all processes stop, or fail, together.
+
+        Raises:
+            UserError: if the metric is not measured.
+        """
+        measured: list[str] | None = None
         if comm.is_main_process():
-            self._compare_latest()
-        self._num_worse = comm.all_gather(self._num_worse)[0]
+            if self._val_metric in self.trainer.storage.latest():
+                self._compare_latest()
+            else:
+                measured = sorted(filter(_is_of_all_classes, self.trainer.storage.latest()))
+        self._num_worse, measured = comm.all_gather((self._num_worse, measured))[0]
+        if measured is not None:
+            raise UserError(
+                f"TEST.BEST_METRIC: {self._val_metric!r} is not measured; set TEST.BEST_METRIC to "
+                f"one of {', '.join(measured)}, or let an evaluator measure it."
+            )
         is_over = self.trainer.iter + 1 >= self.trainer.max_iter
         if 0 < self._patience <= self._num_worse and not is_over:
             _LOGGER.info(
@@ -113,43 +148,62 @@ class BestMetric(hooks.BestCheckpointer):
             self.trainer.stop()
 
     def _compare_latest(self) -> None:
-        is_measured = self._val_metric in self.trainer.storage.latest()
+        iteration = min(self.trainer.iter, self.trainer.max_iter - 1)
+        if iteration == self._last_iter:  # a finished training that is resumed evaluates again
+            return
         before = self.best_metric, self.best_iter
-        self._checkpointer.iteration = min(self.trainer.iter, self.trainer.max_iter - 1)
-        super()._best_checking()  # warns if nothing is measured
+        self._checkpointer.iteration = self._last_iter = iteration
+        super()._best_checking()
         is_better = before != (self.best_metric, self.best_iter)
-        self._num_worse = 0 if is_better else self._num_worse + is_measured
+        self._num_worse = 0 if is_better else self._num_worse + 1
+
+
+def _is_of_all_classes(name: str) -> bool:
+    """Whether a name of the storage may be a metric, and not that of one class."""
+    task, _, metric = name.rpartition("/")
+    return bool(task) and "-" not in metric
 
 
 class _Stopped(BaseException):
     """Leaves the loop of Detectron2's trainers, which take an ``Exception`` for a failure."""
 
 
-class StopsEarly:
-    """Mixin of trainers that can be ended before their last iteration.
+class StopsEarly(TrainerBase):
+    """Trainer that can be ended before its last iteration.
 
-    What the hooks do behind the last iteration they do then, too. There is no further evaluation.
+    It ends as a training of so many iterations does, and the hooks that have evaluated the model of
+    the last one do not do so again.
     """
 
-    cfg: CfgNode
     _stops = False
 
     def stop(self) -> None:
-        """End the training when all hooks are through with this iteration."""
+        """End the training when all hooks are through with this iteration, or with the start."""
         self._stops = True
+
+    def before_train(self) -> None:
+        """As the parent; leaves out the loop after :meth:`stop`."""
+        super().before_train()
+        if self._stops:
+            self.max_iter = self.iter
+            raise _Stopped
 
     def after_step(self) -> None:
         """As the parent; leaves the loop after :meth:`stop`."""
         super().after_step()
         if self._stops:
+            self.iter += 1
+            self.max_iter = self.iter
+            self._hooks = [hook for hook in self._hooks if not _has_evaluated(hook, self.iter)]
             raise _Stopped
 
-    def train(self, *args: Any) -> Any:
+    def train(self, *args: Any) -> None:
         """As the parent."""
-        try:
-            return super().train(*args)
-        except _Stopped:
-            results = getattr(self, "_last_eval_results", None)
-            if comm.is_main_process():
-                verify_results(self.cfg, results)
-            return results
+        with contextlib.suppress(_Stopped):
+            super().train(*args)
+
+
+def _has_evaluated(hook: HookBase, num_iterations: int) -> bool:
+    if not isinstance(hook, (hooks.EvalHook, hooks.BestCheckpointer)):
+        return False
+    return hook._period > 0 and num_iterations % hook._period == 0

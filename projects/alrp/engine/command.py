@@ -174,7 +174,7 @@ def _check_weights(cfg: CfgNode, args) -> None:
 
 # What a run writes into OUTPUT_DIR.
 _FILES = ("config.yaml", "last_checkpoint", "log.txt", "metrics.json", "model_final.pth")
-_FOLDERS = ("inference",)
+_FOLDERS = ("inference", "TTA")
 
 
 def _check_output_dir(output_dir: str) -> None:

@@ -11,7 +11,7 @@ from detectron2.engine import HookBase, hooks
 from ..checkpoint import CheckedCheckpointer
 from ..data.datasets.coco_format import class_names
 from ..errors import UserError
-from .best_metric import BestMetric, known_metrics
+from .best_metric import BestMetric, lower_is_better
 from .pictures import DrawDetections
 from .thresholds import StoreThresholds
 from .validation_loss import ValidationLoss, validation_loader
@@ -28,8 +28,8 @@ def evaluation_hooks(
         build_mapper: builds the mapper of the evaluation.
 
     Raises:
-        UserError: if the metric is unknown, a loss is asked for on test images without ground
-            truth, or pictures of classes without names.
+        UserError: if a loss is asked for on test images without ground truth, or pictures of
+            classes without names.
     """
     best = _best_metric(cfg, checkpointer)
     return [
@@ -70,17 +70,13 @@ def _with_images(
 
 
 def _best_metric(cfg: CfgNode, checkpointer: CheckedCheckpointer) -> BestMetric | None:
-    metric, known = cfg.TEST.BEST_METRIC, known_metrics(cfg)
+    metric = cfg.TEST.BEST_METRIC
     if not metric:
         return None
-    if metric not in known:
-        raise UserError(
-            f"TEST.BEST_METRIC: expected one of {', '.join(known)}, but got {metric!r}."
-        )
     return BestMetric(
         cfg.TEST.EVAL_PERIOD,
         checkpointer,
         metric,
-        lower_is_better=known[metric],
+        lower_is_better=lower_is_better(metric),
         patience=cfg.TEST.PATIENCE,
     )

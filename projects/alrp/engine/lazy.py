@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator
 import torch
@@ -36,6 +37,7 @@ from ..modeling.micro_batches import set_micro_batch_size
 from ..modeling.test_time_augmentation import DenseDetectorWithTTA
 from .best_metric import StopsEarly
 from .checks import (
+    EVALUATION_KEYS,
     OPTIONAL_KEYS,
     check_complete,
     check_lazy_config,
@@ -150,7 +152,7 @@ def as_cfg_node(cfg: DictConfig) -> CfgNode:
     )
     node.DATALOADER.NUM_WORKERS = loader.test.get("num_workers", 0)
     node.TEST.EVAL_PERIOD = train.eval_period
-    for name in ("BEST_METRIC", "PATIENCE", "VALIDATION_LOSS", "NUM_PICTURES"):
+    for name in EVALUATION_KEYS:
         node.TEST[name] = train.get(name.lower(), node.TEST[name])
     node.DATASETS.CLASSES = tuple(loader.get("classes", ()))
     node.SOLVER.IMS_PER_BATCH = loader.train.total_batch_size
@@ -217,11 +219,11 @@ def set_lazy_self_balance_period(model: DictConfig, period: int) -> None:
             _LOGGER.info(f"Self-balance period: {period} iterations, one epoch")
 
 
-class _LazyTrainer(StopsEarly, CarefulFailures, SimpleTrainer):
+class _LazyTrainer(CarefulFailures, SimpleTrainer, StopsEarly):
     """Trains without a config of its own; failures are not followed by an evaluation."""
 
 
-class _LazyAMPTrainer(StopsEarly, CarefulFailures, MixedPrecisionTrainer):
+class _LazyAMPTrainer(CarefulFailures, MixedPrecisionTrainer, StopsEarly):
     """As ``_LazyTrainer``, in mixed precision."""
 
 
@@ -289,15 +291,15 @@ def evaluate_lazy(cfg: DictConfig, model: nn.Module, evaluator: DatasetEvaluator
 def evaluate_lazy_with_tta(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     """Results on the versions of ``dataloader.tta_mapper``; {} without one.
 
-    They are written beside those of the images as they are, to folders that end with "_TTA", and so
-    do the names of their tasks.
+    Evaluators write to a folder ``TTA`` beside theirs, and the names of tasks end with "_TTA".
     """
     if cfg.dataloader.get("tta_mapper") is None:
         return {}
     cfg = copy.deepcopy(cfg)
     for part in _nodes(cfg.dataloader.evaluator):
         if "output_dir" in part:
-            part.output_dir = f"{part.output_dir}_TTA"
+            folder, name = os.path.split(os.path.normpath(part.output_dir))
+            part.output_dir = os.path.join(folder, "TTA", name)
     model = DenseDetectorWithTTA(model, instantiate(cfg.dataloader.tta_mapper))
     results = evaluate_lazy(cfg, model, build_lazy_evaluator(cfg))
     return {f"{name}_TTA": values for name, values in results.items()}

@@ -18,7 +18,7 @@ from .checks import (
     check_config,
     check_datasets,
     check_device,
-    check_test_time_augmentation,
+    check_evaluation,
     check_training,
 )
 
@@ -49,16 +49,24 @@ def check(
     findings = check_config(cfg, for_training=for_training, without_overrides=without_overrides)
     if any(finding.severity == "error" for finding in findings):
         return findings  # what follows would be judged by wrong values
-    return findings + check_surroundings(cfg, for_training=for_training, world_size=world_size)
+    options = {"for_training": for_training, "world_size": world_size, "by_set": True}
+    return findings + check_surroundings(cfg, **options)
 
 
-def check_surroundings(cfg: CfgNode, *, for_training: bool, world_size: int = 1) -> list[Finding]:
-    """As :func:`check`, without what is built from the config: device, datasets, batch, rates."""
+def check_surroundings(
+    cfg: CfgNode, *, for_training: bool, world_size: int = 1, by_set: bool = False
+) -> list[Finding]:
+    """As :func:`check`, without what is built from the config: device, datasets, batch, rates.
+
+    Args:
+        cfg, for_training, world_size: as for :func:`check`.
+        by_set: whether the metrics of several test sets begin with the name of the set, as those of
+            ``Trainer`` do, and those of a LazyConfig do not.
+    """
     findings = check_device(cfg, for_training=for_training, world_size=world_size)
     findings += check_datasets(cfg, for_training=for_training)
-    findings += check_test_time_augmentation(cfg)
     if for_training:
-        findings += check_training(cfg, world_size)
+        findings += check_training(cfg, world_size) + check_evaluation(cfg, by_set=by_set)
     return findings
 
 

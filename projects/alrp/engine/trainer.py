@@ -18,6 +18,7 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data.common import MapDataset
 from detectron2.engine import (
     DefaultTrainer,
     TrainerBase,
@@ -115,7 +116,7 @@ class CarefulFailures:
         super().after_train()
 
 
-class Trainer(StopsEarly, CarefulFailures, DefaultTrainer):
+class Trainer(CarefulFailures, DefaultTrainer, StopsEarly):
     """``DefaultTrainer`` that knows the length of an epoch, evaluates LRP, and runs on CPU ranks.
 
     The self-balance period of the model is one epoch of ``DATASETS.TRAIN`` unless the config sets
@@ -146,9 +147,7 @@ class Trainer(StopsEarly, CarefulFailures, DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         # Not in build_hooks(), which a subclass may replace.
-        more = evaluation_hooks(cfg, self.checkpointer, lambda: build_mapper(cfg, is_train=False))
-        if cfg.TEST.AUG.ENABLED:  # at the end, as Detectron2's train_net.py does
-            more.append(hooks.EvalHook(0, lambda: self.test_with_TTA(cfg, self.model)))
+        more = evaluation_hooks(cfg, self.checkpointer, lambda: self._build_test_mapper(cfg))
         self.register_hooks([parts.seeding, ContinuedMetrics(cfg.OUTPUT_DIR)])
         self.register_hooks(before_writers(self.build_hooks(), more))
 
@@ -165,18 +164,36 @@ class Trainer(StopsEarly, CarefulFailures, DefaultTrainer):
             evaluators = [evaluators]
         results = super().test(cfg, model, list(map(with_completed_annotations, evaluators)))
         if comm.is_main_process():
-            _check_expected(cfg.TEST.EXPECTED_RESULTS, results)
+            _check_expected(cfg, results, of_versions=False)
         return results
 
     @classmethod
     def test_with_TTA(cls, cfg, model) -> dict:
-        """Results on the versions of ``TEST.AUG``, of tasks that end with "_TTA"."""
-        evaluators = [
-            cls.build_evaluator(cfg, name, results_folder(cfg, name, "inference_TTA"))
-            for name in cfg.DATASETS.TEST
-        ]
-        results = cls.test(cfg, with_test_time_augmentation(cfg, model), evaluators)
-        return {f"{name}_TTA": values for name, values in results.items()}
+        """Results on the versions of ``TEST.AUG``; evaluators write to the folder ``TTA``.
+
+        The names of tasks, or of several test sets those of the sets, end with "_TTA".
+        """
+        of_versions = cfg.clone()
+        of_versions.defrost()
+        of_versions.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "TTA")
+        of_versions.freeze()
+        results = cls.test(of_versions, with_test_time_augmentation(cfg, model))
+        results = {f"{name}_TTA": values for name, values in results.items()}
+        if comm.is_main_process():
+            _check_expected(cfg, results, of_versions=True)
+        return results
+
+    def add_test_with_TTA(self) -> None:
+        """Let :meth:`train` end with :meth:`test_with_TTA`; its results join those of the end."""
+
+        def evaluate() -> dict:
+            results = self.test_with_TTA(self.cfg, self.model)
+            self._last_eval_results = {**getattr(self, "_last_eval_results", {}), **results}
+            return results
+
+        self.register_hooks([hooks.EvalHook(0, evaluate)])
+        *others, hook = self._hooks
+        self._hooks = before_writers(others, [hook])
 
     @classmethod
     def build_parts(cls, cfg) -> TrainingParts:
@@ -240,6 +257,15 @@ class Trainer(StopsEarly, CarefulFailures, DefaultTrainer):
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
+    def _build_test_mapper(cls, cfg):
+        """That of the test loader; that of the config, if the loader is not Detectron2's."""
+        loader = cls.build_test_loader(cfg, cfg.DATASETS.TEST[0])
+        dataset = getattr(loader, "dataset", None)
+        if isinstance(dataset, MapDataset):
+            return dataset._map_func._obj  # out of a PicklableWrapper
+        return build_mapper(cfg, is_train=False)
+
+    @classmethod
     def build_evaluator(cls, cfg, dataset_name: str, output_folder: str | None = None):
         """COCO's AP beside LRP of boxes; of several test sets, each writes to its own folder.
 
@@ -247,7 +273,7 @@ class Trainer(StopsEarly, CarefulFailures, DefaultTrainer):
         """
         tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
         options = {
-            "output_dir": output_folder or results_folder(cfg, dataset_name, "inference"),
+            "output_dir": output_folder or results_folder(cfg, dataset_name),
             # COCO counts 100; a model that is asked for more is not to lose them in silence.
             "max_dets_per_image": max(100, cfg.TEST.DETECTIONS_PER_IMAGE),
         }
@@ -259,16 +285,23 @@ class Trainer(StopsEarly, CarefulFailures, DefaultTrainer):
         )
 
 
-def results_folder(cfg, dataset_name: str, name: str) -> str:
+def results_folder(cfg, dataset_name: str) -> str:
     """Where the results on a test set are written, of several in a folder for each."""
     several = len(cfg.DATASETS.TEST) > 1
-    return os.path.join(cfg.OUTPUT_DIR, name, dataset_name if several else "")
+    return os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name if several else "")
 
 
-def _check_expected(expected: list, results: dict) -> None:
-    """The evaluation gives the results that are expected; their values are looked at later."""
-    for task, metric, *_ in expected:
-        if metric not in results.get(task, {}):
+def _check_expected(cfg, results: dict, *, of_versions: bool) -> None:
+    """An evaluation gives the results expected of it; their values are looked at later.
+
+    Args:
+        cfg: with ``TEST.EXPECTED_RESULTS``.
+        results: of the evaluation.
+        of_versions: whether it is that of test-time augmentation.
+    """
+    for task, metric, *_ in cfg.TEST.EXPECTED_RESULTS:
+        is_of_versions = cfg.TEST.AUG.ENABLED and task.endswith("_TTA")
+        if is_of_versions == of_versions and metric not in results.get(task, {}):
             given = {name: sorted(m for m in of if "-" not in m) for name, of in results.items()}
             raise UserError(
                 f"TEST.EXPECTED_RESULTS: there is no result {metric!r} of {task!r}; the evaluation "

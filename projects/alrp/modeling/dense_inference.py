@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import torch
 from torch import Tensor
 
@@ -89,10 +90,12 @@ def best_detections(candidates: Instances, nms_thresh: float, max_detections: in
 
     Args:
         candidates: of :func:`decode_best_anchors`.
-        nms_thresh: IoU from which NMS suppresses.
+        nms_thresh: IoU from which NMS suppresses; infinite for all candidates, without NMS.
         max_detections: number of detections.
     """
     boxes, scores = candidates.pred_boxes.tensor, candidates.scores
+    if nms_thresh == math.inf:
+        return candidates[scores.sort(descending=True, stable=True).indices[:max_detections]]
     is_large = boxes.is_cuda and len(boxes) > _MOST_AT_ONCE and not torch.jit.is_tracing()
     suppress = _nms_class_by_class if is_large else batched_nms
     kept = suppress(boxes, scores, candidates.pred_classes, nms_thresh)

@@ -47,16 +47,16 @@ class DenseDetectorWithTTA(nn.Module):
 
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
         """Detections in pixels of the output image, as those of the detector in eval mode."""
-        outputs = [{"instances": self._detect(given)} for given in batched_inputs]
+        model = self._without_suppression()
+        outputs = [{"instances": self._detect(given, model)} for given in batched_inputs]
         shown = getattr(self.model, "shown", None)
         return outputs if shown is None else shown.of_outputs(outputs, batched_inputs)
 
     @torch.no_grad()
-    def _detect(self, given: dict) -> Instances:
+    def _detect(self, given: dict, model: nn.Module) -> Instances:
         height, width = given["image"].shape[-2:]
         given = {"height": height, "width": width, **given}
         image_size = given["height"], given["width"]
-        model = self._without_suppression()
         found = [_candidates(model, version) for version in self.tta_mapper(given)]
         boxes, scores, classes = map(torch.cat, zip(*found))
         merged = best_detections(

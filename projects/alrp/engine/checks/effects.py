@@ -9,7 +9,7 @@ from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY
 
 from ...coco import Finding
 from ...head_nodes import lineage
-from .keys import changed_keys, value_of
+from .keys import EVALUATION_KEYS, changed_keys, value_of
 
 # Read by the commands and the trainer, not by what a trial builds.
 _READ_BY_COMMANDS = (
@@ -32,12 +32,9 @@ _READ_BY_TRAINING = (
     "SOLVER.CHECKPOINT_PERIOD",
     "SOLVER.IMS_PER_BATCH",
     "SOLVER.REFERENCE_WORLD_SIZE",
-    "TEST.BEST_METRIC",
     "TEST.EVAL_PERIOD",
-    "TEST.NUM_PICTURES",
-    "TEST.PATIENCE",
-    "TEST.VALIDATION_LOSS",
     "TEST.PRECISE_BN.ENABLED",
+    *(f"TEST.{name}" for name in EVALUATION_KEYS),
 )
 
 # What to set instead, for keys that are often taken for others.

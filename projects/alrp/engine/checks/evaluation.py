@@ -7,27 +7,19 @@ import difflib
 from detectron2.config import CfgNode
 
 from ...coco import Finding
-from ...head_nodes import lineage
 from ..best_metric import VALIDATION_LOSS, known_metrics
-
-_KEYS = ("BEST_METRIC", "PATIENCE", "VALIDATION_LOSS", "NUM_PICTURES")
-
-
-def check_test_time_augmentation(cfg: CfgNode) -> list[Finding]:
-    """The model can see several versions of an image, if that is asked for."""
-    names = lineage(cfg.MODEL.META_ARCHITECTURE)
-    is_known = {"DenseDetector", "GeneralizedRCNN"} & {*names}
-    if not cfg.TEST.AUG.ENABLED or (is_known and not cfg.MODEL.KEYPOINT_ON):
-        return []
-    what = "expected a dense detector or an R-CNN without keypoints, but the model is "
-    what += f"{names[0]}{' with keypoints' * cfg.MODEL.KEYPOINT_ON}"
-    return [Finding("error", "TEST.AUG.ENABLED", what, "set TEST.AUG.ENABLED False")]
+from .keys import EVALUATION_KEYS
 
 
-def check_evaluation(cfg: CfgNode) -> list[Finding]:
-    """The metric to choose by exists and is measured, and there is more than one evaluation."""
+def check_evaluation(cfg: CfgNode, *, by_set: bool) -> list[Finding]:
+    """The metric to choose by can be measured, and there is more than one evaluation.
+
+    Args:
+        cfg: full config.
+        by_set: see :func:`known_metrics`.
+    """
     test, metric = cfg.TEST, cfg.TEST.BEST_METRIC
-    key = next((f"TEST.{name}" for name in _KEYS if test[name]), None)
+    key = next((f"TEST.{name}" for name in EVALUATION_KEYS if test[name]), None)
     if key is None:
         return []
     if not cfg.DATASETS.TEST:
@@ -40,19 +32,30 @@ def check_evaluation(cfg: CfgNode) -> list[Finding]:
         return [Finding("error", "TEST.PATIENCE", what, fix)]
     if not metric:
         return []
-    metrics = list(known_metrics(cfg))
-    if metric not in metrics:
-        close = difflib.get_close_matches(metric, metrics, n=1, cutoff=0.3) or metrics[1:2]
-        what = f"expected one of {', '.join(metrics)}, but got {metric!r}"
-        return [Finding("error", "TEST.BEST_METRIC", what, f"set TEST.BEST_METRIC {close[0]}")]
-    if metric == VALIDATION_LOSS and not test.VALIDATION_LOSS:
-        what = f"{metric} is not measured"
-        fix = "set TEST.VALIDATION_LOSS True"
-        return [Finding("error", "TEST.BEST_METRIC", what, fix)]
-    if test.EVAL_PERIOD == 0:
-        what = f"the best evaluation by {metric} is asked for, but with a period of 0 there is one "
-        what += "only, at the end of the training"
+    findings = _check_metric(cfg, known_metrics(cfg, by_set=by_set))
+    end = cfg.SOLVER.MAX_ITER
+    if not findings and not 0 < test.EVAL_PERIOD < end:
+        what = f"the best evaluation by {metric} is asked for, but with a period of "
+        what += f"{test.EVAL_PERIOD} there is one only, at the end of the training"
         fix = "set TEST.EVAL_PERIOD to the iterations between evaluations, such as those of one "
         fix += 'epoch, or TEST.BEST_METRIC ""'
         return [Finding("error", "TEST.EVAL_PERIOD", what, fix)]
-    return []
+    return findings
+
+
+def _check_metric(cfg: CfgNode, metrics: list[str]) -> list[Finding]:
+    """``TEST.BEST_METRIC``; a metric that an evaluator of one's own may measure is a warning."""
+    metric, key = cfg.TEST.BEST_METRIC, "TEST.BEST_METRIC"
+    is_loss = metric == VALIDATION_LOSS or metric.startswith("validation/loss_")
+    if is_loss and not cfg.TEST.VALIDATION_LOSS:
+        return [Finding("error", key, f"{metric} is not measured", "set TEST.VALIDATION_LOSS True")]
+    task, _, name = metric.rpartition("/")
+    if is_loss or metric in metrics or f"{task}/{name.split('-')[0]}" in metrics:  # of a class
+        return []
+    meant = next((m for m in metrics if f"/{m}".lower().endswith(f"/{metric}".lower())), None)
+    what = f"expected one of {', '.join(metrics)}, but got {metric!r}"
+    if meant is not None:
+        return [Finding("error", key, what, f"set {key} {meant}")]
+    (close,) = difflib.get_close_matches(metric, metrics, n=1, cutoff=0.0)
+    what += "; unless an evaluator of yours measures it, the first evaluation ends the training"
+    return [Finding("warning", key, what, f"set {key} {close}, or bring an evaluator for it")]

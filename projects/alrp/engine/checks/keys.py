@@ -10,6 +10,9 @@ from detectron2.config import CfgNode, get_cfg
 
 from ...config import add_alrp_config
 
+# Of TEST: what a training does with its evaluations.
+EVALUATION_KEYS = ("BEST_METRIC", "PATIENCE", "VALIDATION_LOSS", "NUM_PICTURES")
+
 
 @functools.lru_cache(maxsize=None)
 def default_config() -> CfgNode:

@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ...coco import Finding
 from ...errors import UserError
+from .keys import EVALUATION_KEYS
 from .ranges import Interval
 
 
@@ -150,11 +151,8 @@ _LAZY_NAMES = {
     "SOLVER.IMS_PER_BATCH": "dataloader.train.total_batch_size",
     "SOLVER.MAX_ITER": "train.max_iter",
     "SOLVER.MICRO_BATCH_SIZE": "train.micro_batch_size",
-    "TEST.BEST_METRIC": "train.best_metric",
     "TEST.EVAL_PERIOD": "train.eval_period",
-    "TEST.NUM_PICTURES": "train.num_pictures",
-    "TEST.PATIENCE": "train.patience",
-    "TEST.VALIDATION_LOSS": "train.validation_loss",
+    **{f"TEST.{name}": f"train.{name.lower()}" for name in EVALUATION_KEYS},
 }
 _KEYS = "|".join(map(re.escape, _LAZY_NAMES))
 # "set KEY VALUE", as one writes it on a command line.

@@ -9,7 +9,6 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 
 from ...coco import Finding
 from ...head_nodes import lineage
-from .evaluation import check_evaluation
 
 # Published learning rates at a total batch of 32 images: by architecture, for a GeneralizedRCNN by
 # MODEL.ROI_HEADS.NAME; and by MODEL.ALRP.LOSS_TYPE, or "ce" for cross entropy.
@@ -36,8 +35,7 @@ def check_training(cfg: CfgNode, world_size: int) -> list[Finding]:
         cfg: full config.
         world_size: total number of processes, one per GPU.
     """
-    findings = _check_solver(cfg, world_size) + _check_learning_rate(cfg)
-    return findings + check_evaluation(cfg)
+    return _check_solver(cfg, world_size) + _check_learning_rate(cfg)
 
 
 def published_learning_rate(cfg: CfgNode) -> float | None:

@@ -27,6 +27,7 @@ from ...coco import Finding
 from ...data.dataset_mapper import build_mapper
 from ...errors import UserError
 from ...modeling.micro_batches import set_micro_batch_size
+from ...modeling.test_time_augmentation import with_test_time_augmentation
 from ..trainer import Trainer
 from .keys import (
     Reads,
@@ -248,6 +249,11 @@ def _pass_image(cfg: CfgNode, parts: Parts) -> None:
     pass_image(parts["model"], parts["image"])
 
 
+def _build_tta(cfg: CfgNode, parts: Parts) -> None:
+    if cfg.TEST.AUG.ENABLED:
+        with_test_time_augmentation(cfg, parts["model"])
+
+
 def _set_micro_batch_size(cfg: CfgNode, parts: Parts) -> None:
     size = cfg.SOLVER.MICRO_BATCH_SIZE
     set_micro_batch_size(parts["model"], size, "SOLVER.MICRO_BATCH_SIZE")
@@ -274,6 +280,7 @@ _EVALUATION: tuple[Step, ...] = (
     ("building the model", _build_model),
     ("preparing an image for the test", _map_test_image),
     ("passing an image through the model", _pass_image),
+    ("building the test-time augmentation", _build_tta),
 )
 _TRAINING: tuple[Step, ...] = (
     ("setting the size of micro-batches", _set_micro_batch_size),

@@ -132,6 +132,8 @@ def _check_expected_results(cfg: CfgNode) -> list[Finding]:
         fix = 'name one, or set TEST.EXPECTED_RESULTS "[]"'
         return [Finding("error", "TEST.EXPECTED_RESULTS", what, fix)]
     tasks = ["bbox", "lrp"] + ["segm"] * cfg.MODEL.MASK_ON
+    if cfg.TEST.AUG.ENABLED:
+        tasks += [f"{task}_TTA" for task in tasks]
     unknown = [task for task, *_ in cfg.TEST.EXPECTED_RESULTS if task not in tasks]
     if unknown:
         what = f"this model is evaluated by the tasks {tasks}, but {unknown} is expected"
