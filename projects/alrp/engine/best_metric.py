@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, TrainerBase, hooks
+from detectron2.engine import hooks
 from detectron2.utils import comm
 
 from ..checkpoint import CheckedCheckpointer
@@ -162,48 +161,3 @@ def _is_of_all_classes(name: str) -> bool:
     """Whether a name of the storage may be a metric, and not that of one class."""
     task, _, metric = name.rpartition("/")
     return bool(task) and "-" not in metric
-
-
-class _Stopped(BaseException):
-    """Leaves the loop of Detectron2's trainers, which take an ``Exception`` for a failure."""
-
-
-class StopsEarly(TrainerBase):
-    """Trainer that can be ended before its last iteration.
-
-    It ends as a training of so many iterations does, and the hooks that have evaluated the model of
-    the last one do not do so again.
-    """
-
-    _stops = False
-
-    def stop(self) -> None:
-        """End the training when all hooks are through with this iteration, or with the start."""
-        self._stops = True
-
-    def before_train(self) -> None:
-        """As the parent; leaves out the loop after :meth:`stop`."""
-        super().before_train()
-        if self._stops:
-            self.max_iter = self.iter
-            raise _Stopped
-
-    def after_step(self) -> None:
-        """As the parent; leaves the loop after :meth:`stop`."""
-        super().after_step()
-        if self._stops:
-            self.iter += 1
-            self.max_iter = self.iter
-            self._hooks = [hook for hook in self._hooks if not _has_evaluated(hook, self.iter)]
-            raise _Stopped
-
-    def train(self, *args: Any) -> None:
-        """As the parent."""
-        with contextlib.suppress(_Stopped):
-            super().train(*args)
-
-
-def _has_evaluated(hook: HookBase, num_iterations: int) -> bool:
-    if not isinstance(hook, (hooks.EvalHook, hooks.BestCheckpointer)):
-        return False
-    return hook._period > 0 and num_iterations % hook._period == 0

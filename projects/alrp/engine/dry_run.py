@@ -15,8 +15,9 @@ from detectron2.utils.events import EventStorage
 from ..checkpoint import CheckedCheckpointer
 from ..memory import peak_memory
 from .checks import PUBLISHED_BATCH, published_learning_rate
+from .endings import memory_advice
 from .mixed_precision import iteration_trainer
-from .trainer import TrainingParts, distribute, epoch_length, memory_advice
+from .trainer import TrainingParts, distribute, epoch_length
 
 
 def dry_run(parts: TrainingParts) -> str:

@@ -35,7 +35,6 @@ from ..losses import SelfBalance
 from ..modeling.head_losses import HEAD_LOSSES
 from ..modeling.micro_batches import set_micro_batch_size
 from ..modeling.test_time_augmentation import DenseDetectorWithTTA
-from .best_metric import StopsEarly
 from .checks import (
     EVALUATION_KEYS,
     OPTIONAL_KEYS,
@@ -45,12 +44,12 @@ from .checks import (
     in_lazy_names,
 )
 from .command import run_command
+from .endings import CarefulFailures, StopsEarly
 from .evaluation_hooks import evaluation_hooks
 from .mixed_precision import MixedPrecisionTrainer
 from .preflight import report
 from .resuming import ContinuedMetrics, SeededIterations
 from .trainer import (
-    CarefulFailures,
     TrainingParts,
     distribute,
     epoch_length,

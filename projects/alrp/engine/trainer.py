@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from contextlib import contextmanager
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -38,7 +37,7 @@ from ..errors import UserError
 from ..evaluation import APEvaluator, LRPEvaluator, with_completed_annotations
 from ..modeling.micro_batches import set_micro_batch_size
 from ..modeling.test_time_augmentation import with_test_time_augmentation
-from .best_metric import StopsEarly
+from .endings import CarefulFailures, StopsEarly
 from .evaluation_hooks import before_writers, evaluation_hooks
 from .mixed_precision import iteration_trainer
 from .resuming import ContinuedMetrics, SeededIterations
@@ -65,55 +64,6 @@ class TrainingParts(NamedTuple):
     data_loader: DataLoader
     num_images: int | None
     seeding: SeededIterations
-
-
-@contextmanager
-def memory_advice(cfg: CfgNode) -> Iterator[None]:
-    """A training step in which too little memory of a GPU becomes a message with a remedy.
-
-    Args:
-        cfg: with ``SOLVER.IMS_PER_BATCH`` and ``SOLVER.MICRO_BATCH_SIZE``.
-
-    Raises:
-        UserError: if the memory of a GPU is exhausted.
-    """
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        num_images = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
-        at_a_time = min(cfg.SOLVER.MICRO_BATCH_SIZE or num_images, num_images)
-        remedy = f"set SOLVER.MICRO_BATCH_SIZE {at_a_time // 2}, which changes nothing but time"
-        if at_a_time == 1:
-            remedy = "take smaller images, a smaller model, or mixed precision"
-        raise UserError(
-            f"the GPU has too little memory for a training step of {num_images} image(s), of which "
-            f"{at_a_time} at a time pass through the network; {remedy}. PyTorch says: {error}"
-        ) from error
-
-
-class CarefulFailures:
-    """Mixin of trainers: nothing is evaluated after a failure, and one of memory has a remedy.
-
-    Detectron2's hooks take a failure in the last iteration for the end of the training; their
-    evaluation hides the error, and its results look like those of a finished run.
-
-    Attributes:
-        cfg: see :func:`memory_advice`.
-    """
-
-    cfg: CfgNode
-
-    def run_step(self) -> None:
-        """As the parent, with :func:`memory_advice`."""
-        with memory_advice(self.cfg):
-            super().run_step()
-
-    def after_train(self) -> None:
-        """As the parent; after a failure without the hooks that evaluate."""
-        if self.iter < self.max_iter:
-            evaluating = (hooks.EvalHook, hooks.BestCheckpointer)
-            self._hooks = [hook for hook in self._hooks if not isinstance(hook, evaluating)]
-        super().after_train()
 
 
 class Trainer(CarefulFailures, DefaultTrainer, StopsEarly):
@@ -184,7 +134,12 @@ class Trainer(CarefulFailures, DefaultTrainer, StopsEarly):
         return results
 
     def add_test_with_TTA(self) -> None:
-        """Let :meth:`train` end with :meth:`test_with_TTA`; its results join those of the end."""
+        """Let :meth:`train` end with :meth:`test_with_TTA`; its results join those of the end.
+
+        Raises:
+            ValueError: if the model cannot be evaluated so.
+        """
+        with_test_time_augmentation(self.cfg, self.model)  # not only after the training
 
         def evaluate() -> dict:
             results = self.test_with_TTA(self.cfg, self.model)
