@@ -38,6 +38,10 @@ parser.add_argument("--size", type=int, default=128, help="of the generated scen
 settings = parser.parse_args([] if "ipykernel" in sys.modules else None)
 if (settings.images is None) != (settings.labels is None):
     parser.error("--images and --labels go together")
+if settings.images and settings.format == "yolo" and not settings.names:
+    parser.error("--format yolo needs --names")
+if not Path("tools/convert_dataset.py").is_file():
+    parser.error("run this in the root of a checkout of the project")
 output = Path(settings.output)
 output.mkdir(parents=True, exist_ok=True)
 
@@ -55,11 +59,12 @@ def command(script, *arguments):
 
 # %% Photographs with boxes: yours, or scenes with labels in YOLO's format
 if settings.images is None:
-    settings.images, settings.labels = str(output / "images"), str(output / "labels")
+    scenes = output / f"{settings.num_scenes}_scenes_of_{settings.size}_pixels"
+    settings.images, settings.labels = str(scenes / "images"), str(scenes / "labels")
     settings.format, settings.names = "yolo", CLASS_NAMES
     settings.base = settings.base or "configs/Shapes/rs_retinanet_R_18_FPN_ATSS.yaml"
     for folder in (settings.images, settings.labels):
-        Path(folder).mkdir(exist_ok=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
     for i in range(settings.num_scenes):
         scene = sample_scene(np.random.default_rng(i), settings.size)
         pixels, boxes, *_ = render(scene)

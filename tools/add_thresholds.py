@@ -24,6 +24,7 @@ from alrp.engine.thresholds import (
     detection_thresholds_of,
     read_calibration,
     read_thresholds,
+    thresholds_of_results,
 )
 from alrp.engine.trainer import results_folder
 from alrp.errors import UserError, exit_status
@@ -59,7 +60,11 @@ def run(args) -> None:
     if not results:
         report(check_surroundings(cfg, for_training=False))
         setup_logger(name="alrp")
-        Trainer.test(cfg, model)
+        if not thresholds_of_results(Trainer.test(cfg, model)):
+            raise UserError(
+                f"DATASETS.TEST: {cfg.DATASETS.TEST[0]!r} has no ground truth, by which scores are "
+                "chosen; name a set with annotations."
+            )
         folder = results_folder(cfg, cfg.DATASETS.TEST[0])
         results = os.path.join(folder, "lrp_results.json")
     thresholds = read_thresholds(results)

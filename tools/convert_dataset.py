@@ -30,6 +30,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.format == "yolo" and not (args.images and args.names):
         parser.error("yolo needs --images and --names")
+    if args.names and len(set(args.names)) < len(args.names):
+        parser.error(f"--names: expected different names, but got {args.names}")
     if os.path.realpath(args.input) == os.path.realpath(args.output):
         parser.error("the output is the input, which it would replace; name another file")
     for folder in (args.images, args.input if args.format != "coco" else None):

@@ -171,7 +171,16 @@ def test_mixed_precision_may_begin_and_end_with_a_resumed_run(caplog):
     assert "now is not" in caplog.text
     kept = resumable_state(trainer_state(scaler={"scale": 2.0}), trainer_state(scaler=scale), "a")
     assert kept["grad_scaler"] == {"scale": 2.0}
-    assert resumable_state(trainer_state(), trainer_state(scaler={}), "a")["grad_scaler"] == {}
+    caplog.clear()
+    bfloat16 = trainer_state(scaler={})
+    assert resumable_state(trainer_state(), bfloat16, "a")["grad_scaler"] == {}
+    assert "begins with the resumed run" in caplog.text
+    resumable_state(bfloat16, trainer_state(), "a")
+    assert "now is not" in caplog.text
+    float16 = resumable_state(bfloat16, trainer_state(scaler=scale), "a")
+    assert float16["grad_scaler"] == scale and "loss scale of float16 begins" in caplog.text
+    caplog.clear()
+    assert resumable_state(bfloat16, bfloat16, "a")["grad_scaler"] == {} and not caplog.text
 
 
 def test_the_state_of_a_default_trainer_is_nested():

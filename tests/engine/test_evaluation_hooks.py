@@ -331,6 +331,9 @@ def test_images_without_annotations_have_no_loss():
     mapper = build_mapper(cfg, is_train=False)
     with pytest.raises(UserError, match="a.png of DATASETS.TEST has no annotations"):
         validation_loader(cfg, [{"file_name": "a.png"}], mapper)
+    crowd = {"file_name": "b.png", "annotations": [{"iscrowd": 1}]}
+    with pytest.raises(UserError, match="every image of DATASETS.TEST has no annotations"):
+        validation_loader(cfg, [{"file_name": "a.png", "annotations": []}, crowd], mapper)
     with pytest.raises(UserError, match="function is no mapper like"):
         validation_loader(cfg, [], lambda record: record)
 

@@ -91,6 +91,7 @@ def test_thresholds_travel_from_training_to_predictor_and_export(
         assert torch.equal(load(copy)[KEY], stored)
         assert torch.equal(load(copy)["shown.calibration"], read_calibration(lrp, NAMES))
         assert set(torch.load(copy)) == set(content)
+        assert load(copy)["shown.calibration"].isfinite().all()  # or nothing would load it
 
     # Detectron2's predictor, and the exported files, show what the evaluation found from there on.
     args = argument_parser().parse_args(command_line(**{"MODEL.WEIGHTS": copy}))
@@ -167,9 +168,10 @@ def test_a_calibration_follows_the_class_names_and_may_be_missing(tmp_path):
     }
     path.write_text(json.dumps({"calibration": {"per_class": fit}}))
     scores, shares = read_calibration(str(path), ["c", "a", "b"])
-    assert scores[0].tolist() == pytest.approx([0.1, math.inf], rel=2e-4)
+    never = DetectionThresholds.NEVER
+    assert scores[0].tolist() == pytest.approx([0.1, never], rel=2e-4)
     assert scores[2].tolist() == pytest.approx([0.5, 1.0], rel=2e-4) and scores[2, 0] < 0.5
-    assert shares.tolist() == [[1.0, math.inf], [0.0, math.inf], [0.25, 0.75]]
+    assert shares.tolist() == [[1.0, 0.0], [0.0, 0.0], [0.25, 0.75]]
     path.write_text('{"calibration": {"per_class": {"a": 3}}}')
     with pytest.raises(UserError, match="give the lrp_results.json"):
         read_calibration(str(path), ["a"])

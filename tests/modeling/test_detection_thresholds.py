@@ -91,6 +91,12 @@ def test_scores_follow_the_checkpoint_of_detectron2s_own_checkpointer(
     assert other.shown.thresholds is None and other.shown.calibration is None
 
 
+@pytest.mark.parametrize("options", [{"calibrated": "no"}, {"least_score": 5}])
+def test_values_without_a_meaning_are_refused(options):
+    with pytest.raises(ValueError, match="expected .*, but got"):
+        DetectionThresholds(3, **options)
+
+
 def test_scores_of_another_number_of_classes_are_not_taken():
     model = build("retinanet")
     state = {**model.state_dict(), KEY: torch.rand(5)}

@@ -124,5 +124,10 @@ def test_an_r_cnn_is_left_to_detectron2():
     assert isinstance(model, GeneralizedRCNNWithTTA)
     found, mirrored = (detect(model, pixels) for pixels in (PIXELS, PIXELS.flip(2)))
     assert_close(mirrored.scores, found.scores)
+    median = float(found.scores.median())
+    model.model.shown.thresholds = torch.full((3,), median)
+    with torch.no_grad():
+        shown = model([{"image": PIXELS, "height": HEIGHT, "width": WIDTH}])[0]["instances"].scores
+    assert torch.equal(shown, detect(model, PIXELS).scores[found.scores >= median])
     with pytest.raises(ValueError, match="got a ThresholdedRCNN; for an R-CNN"):
         DenseDetectorWithTTA(model.model, model.tta_mapper)

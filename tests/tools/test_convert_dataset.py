@@ -98,3 +98,36 @@ def test_a_mistake_in_yolo_is_named_with_its_line(main, folder, capsys, text, me
 def test_an_unknown_class_is_named(main, folder, capsys):
     assert main(["voc", str(folder), str(folder / "out.json"), "--classes", "cow"]) == 1
     assert "no class is called ['cow']; there are ['cat', 'dog']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "classes", "message"),
+    [
+        ({"categories": [{"id": 1}]}, ["dog"], "expected an id and a name of its own each"),
+        (
+            {"categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "dog"}]},
+            ["dog"],
+            "expected an id and a name of its own each",
+        ),
+        ({"categories": [{"id": 1, "name": "dog"}]}, ["dog", "dog"], "expected different names"),
+        (
+            {"categories": [{"id": 1, "name": "dog"}], "annotations": [{"id": 3}]},
+            ["dog"],
+            "{'id': 3} has no category_id",
+        ),
+    ],
+)
+def test_a_mistake_in_coco_is_named(main, tmp_path, capsys, content, classes, message):
+    path = tmp_path / "in.json"
+    path.write_text(json.dumps({"images": [], "annotations": [], **content}))
+    assert main(["coco", str(path), str(tmp_path / "out.json"), "--classes", *classes]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_a_label_file_may_begin_with_a_byte_order_mark_and_must_be_text(main, folder, capsys):
+    (folder / "a.txt").write_bytes(b"\xef\xbb\xbf0 0.5 0.5 0.5 0.5")
+    assert main([*yolo(folder), "--names", "cat", "dog"]) == 0
+    (folder / "a.txt").write_bytes(b"0 0.5\xff")
+    assert main([*yolo(folder), "--names", "cat", "dog"]) == 1
+    assert "a.txt cannot be read as text" in capsys.readouterr().err

@@ -67,7 +67,7 @@ def _optimizer_state(saved: dict, current: dict, path: str) -> dict:
         groups.append({**old, **settings, "lr": lr, "initial_lr": now})
         for name, value in {**settings, "lr": now}.items():
             former = before if name == "lr" else old.get(name, value)
-            if former != value:
+            if former != value and name not in _WAYS_TO_COMPUTE:
                 changes[name] = f"{name} {value} instead of {former}"
     if changes:
         _LOGGER.warning(
@@ -75,6 +75,10 @@ def _optimizer_state(saved: dict, current: dict, path: str) -> dict:
             f"{', '.join(changes.values())}."
         )
     return {**saved, "param_groups": groups}
+
+
+# Settings of an optimizer that change no result.
+_WAYS_TO_COMPUTE = ("capturable", "foreach", "fused")
 
 
 def _layout(state: dict) -> list:
@@ -96,12 +100,13 @@ def _described(state: dict) -> str:
 
 def _carry_over_scale(saved: dict, current: dict) -> None:
     """Let mixed precision start, or end, with the resumed run."""
-    if current.get("grad_scaler") and not saved.get("grad_scaler"):
+    if "grad_scaler" in current and "grad_scaler" not in saved:
         saved["grad_scaler"] = current["grad_scaler"]
-        _LOGGER.warning("Mixed precision begins with the resumed run; its loss scale starts anew.")
-    elif "grad_scaler" in current:
-        saved.setdefault("grad_scaler", {})
-    elif saved.get("grad_scaler"):
+        _LOGGER.warning("Mixed precision begins with the resumed run.")
+    elif current.get("grad_scaler") and not saved["grad_scaler"]:  # of bfloat16 there is none
+        saved["grad_scaler"] = current["grad_scaler"]
+        _LOGGER.warning("The loss scale of float16 begins with the resumed run.")
+    elif "grad_scaler" in saved and "grad_scaler" not in current:
         _LOGGER.warning("The run was in mixed precision before it was resumed, and now is not.")
 
 

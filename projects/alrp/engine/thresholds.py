@@ -98,10 +98,8 @@ def read_calibration(path: str, names: Sequence[str]) -> Tensor | None:
             return None
         per_class = content["calibration"]["per_class"]
         fits = [per_class.get(name, {"scores": [], "shares": []}) for name in names]
-        calibration = torch.full(
-            (2, len(names), max(1, *(len(f["shares"]) for f in fits))), math.inf
-        )
-        calibration[1, :, 0] = 0.0
+        calibration = torch.zeros(2, len(names), max(1, *(len(f["shares"]) for f in fits)))
+        calibration[0] = DetectionThresholds.NEVER  # a checkpoint may hold finite values only
         for i, fit in enumerate(fits):
             for part, values in zip(calibration, (fit["scores"], fit["shares"])):
                 part[i, : len(values)] = torch.tensor(values)

@@ -22,7 +22,8 @@ def load_trained_model(cfg: CfgNode) -> tuple[nn.Module, list[str] | None]:
         cfg: of :func:`alrp.engine.setup_config`.
 
     Returns:
-        tuple: the model, and the names of its classes by those of ``DATASETS``, None if unknown.
+        tuple: the model, and the names of its classes: those of ``DATASETS``, or else of the
+        checkpoint, None if neither tells them.
 
     Raises:
         UserError: if a key is wrong, or if weights, model and dataset do not fit together.
@@ -40,5 +41,5 @@ def load_trained_model(cfg: CfgNode) -> tuple[nn.Module, list[str] | None]:
             "--opts MODEL.WEIGHTS FILE at the end."
         )
     model = build_model(cfg).eval()
-    CheckedCheckpointer(model, class_names=names).load(weights)
-    return model, names
+    loaded = CheckedCheckpointer(model, class_names=names).load(weights)
+    return model, names or loaded.get("class_names")

@@ -83,10 +83,12 @@ def validation_loader(
             "TEST.VALIDATION_LOSS False."
         )
     without = next((r["file_name"] for r in records if "annotations" not in r), None)
-    if without is not None:
+    annotations = (a for record in records for a in record.get("annotations", ()))
+    if without is not None or not any(not a.get("iscrowd", 0) for a in annotations):
         raise UserError(
-            f"TEST.VALIDATION_LOSS: {without} of DATASETS.TEST has no annotations, and a loss "
-            "needs them; set TEST.VALIDATION_LOSS False, or name a set with annotations."
+            f"TEST.VALIDATION_LOSS: {without or 'every image'} of DATASETS.TEST has no "
+            "annotations, and a loss needs them; set TEST.VALIDATION_LOSS False, or name a set "
+            "with annotations."
         )
     mapper = copy.copy(mapper)
     mapper.is_train = True

@@ -33,7 +33,7 @@ class DetectionThresholds(nn.Module):
         thresholds: (K,) float32 buffer, least score by class index; above 1 for a class that is
             never shown; None if not known.
         calibration: (2, K, B) float32 buffer, ascending scores at which steps begin, and the share
-            from there on; filled up with infinity; None if not known.
+            from there on; filled up with scores that none has; None if not known.
     """
 
     NEVER = 2.0
@@ -42,6 +42,12 @@ class DetectionThresholds(nn.Module):
         self, num_classes: int, least_score: float = -1.0, calibrated: bool = False
     ) -> None:
         super().__init__()
+        if not isinstance(calibrated, bool):  # as "no" from a command line
+            raise ValueError(f"calibrated_scores: expected True or False, but got {calibrated!r}")
+        if least_score > 1:
+            raise ValueError(
+                f"score_thresh_predict: expected a number of at most 1, but got {least_score}"
+            )
         self.num_classes = num_classes
         self.least_score = least_score
         self.calibrated = calibrated

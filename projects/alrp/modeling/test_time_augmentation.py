@@ -73,6 +73,16 @@ class DenseDetectorWithTTA(nn.Module):
         return model
 
 
+class _RCNNWithTTA(GeneralizedRCNNWithTTA):
+    """As the parent; thresholds cut what was merged, not each version."""
+
+    def __call__(self, batched_inputs: list[dict]) -> list[dict]:
+        # An input with an image_id gets all detections.
+        outputs = super().__call__([{"image_id": None, **given} for given in batched_inputs])
+        shown = getattr(self.model, "shown", None)
+        return outputs if shown is None else shown.of_outputs(outputs, batched_inputs)
+
+
 def _candidates(model: nn.Module, version: dict) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes in pixels of the output image, scores and classes of one version."""
     transforms = version.pop("transforms")
@@ -93,5 +103,5 @@ def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
         model: a ``GeneralizedRCNN``, or as for :class:`DenseDetectorWithTTA`.
     """
     if isinstance(getattr(model, "module", model), GeneralizedRCNN):
-        return GeneralizedRCNNWithTTA(cfg, model)
+        return _RCNNWithTTA(cfg, model)
     return DenseDetectorWithTTA(model, DatasetMapperTTA(cfg))

@@ -83,9 +83,22 @@ def with_classes(content: dict[str, Any], names: Sequence[str]) -> dict[str, Any
     """COCO annotations of some classes only, in the order of ``names``; all images stay.
 
     Raises:
-        UserError: if there is no class of a name.
+        UserError: if there is no class of a name, a class twice, or an annotation without one.
     """
-    ids = {category["name"]: category["id"] for category in content["categories"]}
+    ids: dict[str, int] = {}
+    for category in content["categories"]:
+        name = category.get("name")
+        if not isinstance(name, str) or name in ids or "id" not in category:
+            raise UserError(
+                f"categories: expected an id and a name of its own each, but got {category}; "
+                "correct the file."
+            )
+        ids[name] = category["id"]
+    if len(set(names)) < len(names):
+        raise UserError(f"--classes: expected different names, but got {list(names)}.")
+    without = next((a for a in content["annotations"] if "category_id" not in a), None)
+    if without is not None:
+        raise UserError(f"annotations: {str(without)[:200]} has no category_id; add it.")
     unknown = sorted(set(names).difference(ids))
     if unknown:
         raise UserError(f"--classes: no class is called {unknown}; there are {sorted(ids)}.")
@@ -161,8 +174,12 @@ def _image_size(path: Path) -> tuple[int, int]:
 def _yolo_boxes(path: Path, num_classes: int) -> list[tuple[int, float, float, float, float]]:
     if not os.path.exists(path):
         return []
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text: {error}; correct it.") from error
     boxes = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         where, fields = f"{path}, line {number}", line.split()
