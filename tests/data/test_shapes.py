@@ -131,7 +131,7 @@ def test_the_files_are_in_coco_format(tmp_path):
 
 
 def test_boxes_and_masks_in_the_file_are_those_of_the_picture(tmp_path):
-    annotation_file, image_folder = _write(tmp_path, seed=4)["val"]
+    annotation_file, image_folder = _write(tmp_path, seed=4, masks=True)["val"]
     content = json.loads(annotation_file.read_text())
     picture = shapes.render(shapes.sample_scene(np.random.default_rng([4, 1, 2]), 48))
     image = np.asarray(Image.open(image_folder / "000002.png"))
@@ -144,15 +144,11 @@ def test_boxes_and_masks_in_the_file_are_those_of_the_picture(tmp_path):
     np.testing.assert_array_equal(masks.transpose(2, 0, 1), picture.masks)
 
 
-def test_a_dataset_of_an_earlier_version_gets_its_masks(tmp_path):
-    annotation_file = _write(tmp_path)["train"][0]
-    whole = annotation_file.read_bytes()
-    content = json.loads(whole)
-    for annotation in content["annotations"]:
-        del annotation["segmentation"]
-    annotation_file.write_text(json.dumps(content))
-    _write(tmp_path)
-    assert annotation_file.read_bytes() == whole
+def test_masks_are_written_where_they_are_asked_for(tmp_path):
+    for file, _ in _write(tmp_path / "plain").values():
+        assert not any("segmentation" in a for a in json.loads(file.read_text())["annotations"])
+    with pytest.raises(UserError, match="choose another root"):
+        _write(tmp_path / "plain", masks=True)
 
 
 def test_the_same_seed_gives_the_same_files(tmp_path):

@@ -22,6 +22,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from alrp.data.dataset_mapper import build_mapper
+from alrp.data.datasets.shapes import make_shapes_dataset
 from alrp.engine import Trainer, argument_parser, run_command, setup_config
 from alrp.engine.best_metric import lower_is_better
 from alrp.engine.checks import check_evaluation
@@ -301,11 +302,12 @@ def test_a_buffer_that_the_model_replaces_comes_back():
     assert model.count is buffer and buffer.item() == 0.0
 
 
-def test_a_mapper_without_masks_reads_them_for_the_loss_of_a_mask_head(shapes):
+def test_a_mapper_without_masks_reads_them_for_the_loss_of_a_mask_head(tmp_path):
+    make_shapes_dataset(tmp_path, num_train=1, num_val=1, image_size=64, masks=True)
     cfg = small_config("Base-ALRP-RetinaNet.yaml", "RETINANET", 3)
     cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT, cfg.DATALOADER.NUM_WORKERS = True, "bitmask", 0
     mapper = DatasetMapper(is_train=False, augmentations=[], image_format="RGB")
-    records = load_coco_json(shapes / "annotations" / "val.json", shapes / "val")
+    records = load_coco_json(tmp_path / "annotations" / "val.json", tmp_path / "val")
     (first, *_), *_ = validation_loader(cfg, records, mapper)
     assert len(first["instances"].gt_masks) == len(first["instances"].gt_boxes) > 0
     assert not mapper.use_instance_mask  # the evaluation's stays as it is

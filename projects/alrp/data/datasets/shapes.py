@@ -1,8 +1,7 @@
 """The built-in synthetic dataset: discs, rectangles and triangles on a noisy background.
 
 It exists so that every command of the project can be tried without a download. Sizes, aspect
-ratios, colours, rotations and occlusion vary; boxes are tight around what is visible, and masks
-cover it. Run::
+ratios, colours, rotations and occlusion vary; boxes are tight around what is visible. Run::
 
     python -m alrp.data.datasets.shapes --root datasets/shapes
 
@@ -127,6 +126,7 @@ def make_shapes_dataset(
     num_val: int = 200,
     image_size: int = 128,
     seed: int = 0,
+    masks: bool = False,
 ) -> dict[str, tuple[Path, Path]]:
     """Write ``annotations/{train,val}.json`` (COCO format) and the images, unless already there.
 
@@ -139,6 +139,7 @@ def make_shapes_dataset(
         num_train, num_val: numbers of images, >= 1.
         image_size: side of the square images in pixels, >= 32.
         seed: non-negative; the same seed gives the same pictures.
+        masks: whether annotations have masks, run-length encoded.
 
     Returns:
         ``{"train": (annotation file, image folder), "val": ...}``.
@@ -157,6 +158,7 @@ def make_shapes_dataset(
     recipes = {
         split: {"generator": _GENERATOR, "split": split, "num_images": count}
         | {"image_size": image_size, "seed": seed}
+        | ({"masks": True} if masks else {})
         for split, count in counts.items()
     }
     # All splits are looked at before any is written: half a new dataset helps nobody.
@@ -180,7 +182,6 @@ def _is_complete(annotation_file: Path, image_folder: Path, recipe: dict) -> boo
         content = read_json(annotation_file)
         found = content["info"]["recipe"]
         names = [image["file_name"] for image in content["images"]]
-        has_masks = all("segmentation" in x for x in content["annotations"])
     except (ValueError, KeyError, TypeError):
         found = "a file this generator did not write"
     if found != recipe:
@@ -188,8 +189,7 @@ def _is_complete(annotation_file: Path, image_folder: Path, recipe: dict) -> boo
             f"shapes dataset: {annotation_file} was expected to hold {recipe}, but it holds "
             f"{found}; choose another root, ask for the same dataset, or delete the folder first."
         )
-    # Earlier versions wrote no masks.
-    return has_masks and all((image_folder / name).is_file() for name in names)
+    return all((image_folder / name).is_file() for name in names)
 
 
 def _write_split(annotation_file: Path, image_folder: Path, recipe: dict) -> None:
@@ -207,7 +207,8 @@ def _write_split(annotation_file: Path, image_folder: Path, recipe: dict) -> Non
         name = f"{i:06d}.png"
         Image.fromarray(picture.image).save(image_folder / name, format="PNG", compress_level=1)
         images.append({"id": i, "file_name": name, "width": size, "height": size})
-        for shape, truth in zip(scene.shapes, _ground_truth(picture)):
+        truths = _ground_truth(picture, masks=recipe.get("masks", False))
+        for shape, truth in zip(scene.shapes, truths):
             ids = {"id": len(annotations) + 1, "image_id": i, "category_id": shape.category + 1}
             annotations.append(ids | truth)
     content = {"info": {"recipe": recipe}, "images": images, "annotations": annotations}
@@ -215,17 +216,17 @@ def _write_split(annotation_file: Path, image_folder: Path, recipe: dict) -> Non
         file.write(json.dumps(content | {"categories": categories}).encode())
 
 
-def _ground_truth(picture: Picture) -> Iterator[dict]:
-    """Box, area and mask of each shape, as COCO annotations hold them."""
+def _ground_truth(picture: Picture, *, masks: bool) -> Iterator[dict]:
+    """Box and area of each shape, and its mask if asked for, as COCO annotations hold them."""
     columns = np.asfortranarray(picture.masks.transpose(1, 2, 0).astype(np.uint8))
     for box, area, mask in zip(
         picture.boxes.tolist(), picture.areas.tolist(), mask_util.encode(columns)
     ):
         x1, y1, x2, y2 = box
-        mask["counts"] = mask["counts"].decode()
-        yield {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, "iscrowd": 0} | {
-            "segmentation": mask
-        }
+        truth = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, "iscrowd": 0}
+        if masks:
+            truth["segmentation"] = {**mask, "counts": mask["counts"].decode()}
+        yield truth
 
 
 def _sample_background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -331,6 +332,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num-val", type=int, default=200, help="validation images")
     parser.add_argument("--image-size", type=int, default=128, help="side of an image in pixels")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same pictures")
+    parser.add_argument("--masks", action="store_true", help="write masks, too")
     args = parser.parse_args(argv)
     try:
         make_shapes_dataset(**vars(args))
