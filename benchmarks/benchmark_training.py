@@ -183,8 +183,8 @@ def measure(args) -> dict:
     results = {}
     for name, cfg in configs.items():  # first, while this process is small
         results[name] = {"peak_bytes": peak_of_process(train_briefly, cfg, args, device=device)}
-        if args.micro_batch:
-            results[name]["tensor_bytes"] = peak_bytes(lambda: train_briefly(cfg, args), device)
+    for name, cfg in configs.items() if args.micro_batch else ():
+        results[name]["tensor_bytes"] = peak_bytes(lambda: train_briefly(cfg, args), device)
     trainers = {name: make_trainer(cfg, args) for name, cfg in configs.items()}
     steps = {name: lambda trainer=trainer: step(trainer) for name, trainer in trainers.items()}
     seconds = medians_in_turns(steps, args.iterations, device)
