@@ -45,7 +45,7 @@ from detectron2.utils.events import EventStorage
 
 from alrp.engine import Trainer, setup_config
 from alrp.engine.mixed_precision import iteration_trainer
-from alrp.errors import UserError
+from alrp.errors import UserError, exit_status
 from alrp.modeling.micro_batches import set_micro_batch_size
 
 CONFIG = "configs/COCO-Detection/alrp_retinanet_R_50_FPN_ATSS_100e.yaml"
@@ -220,21 +220,20 @@ def table(results: dict) -> str:
     return markdown(header, rows)
 
 
-def main(argv=None) -> int:
-    """Run the benchmark; returns the exit status."""
-    args = parse_args(argv)
+def run(args) -> None:
+    """Measure and report; UserError if the config does not fit."""
     torch.set_num_threads(args.threads)
-    try:
-        results = measure(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    results = measure(args)
     setting = {key: getattr(args, key) for key in _SETTING}
     document = {**setting, **environment(torch.device(args.device)), "detectors": results}
     print(", ".join(f"{k} {v}" for k, v in document.items() if k != "detectors"))
     print(f"\n{table(results)}")
     write_json(args.json, document)
-    return 0
+
+
+def main(argv=None) -> int:
+    """Run the benchmark; returns the exit status."""
+    return exit_status(run, parse_args(argv))
 
 
 if __name__ == "__main__":

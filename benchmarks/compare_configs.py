@@ -21,7 +21,7 @@ from measuring import whole_number
 
 from detectron2.config import CfgNode
 
-from alrp.errors import UserError
+from alrp.errors import UserError, exit_status
 from alrp.files import replacing
 
 TRAIN_NET = Path(__file__).resolve().parents[1] / "train_net.py"
@@ -200,19 +200,18 @@ def run_all(args: argparse.Namespace, names: list[str]) -> dict:
     return results
 
 
-def main(argv=None) -> int:
-    """Run all that is missing and compare; returns the exit status."""
-    args = parse_args(argv)
+def run(args) -> None:
+    """Run all that is missing and compare; UserError if a run fails."""
     names = [Path(config_file).stem for config_file in args.config_files]
-    try:
-        results = run_all(args, names)
-        if args.figure:
-            draw_evaluations(Path(args.output), names, args.num_seeds, args.figure)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    results = run_all(args, names)
+    if args.figure:
+        draw_evaluations(Path(args.output), names, args.num_seeds, args.figure)
     print("\n" + table(results))
-    return 0
+
+
+def main(argv=None) -> int:
+    """Run the command; returns the exit status."""
+    return exit_status(run, parse_args(argv))
 
 
 if __name__ == "__main__":

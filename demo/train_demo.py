@@ -22,7 +22,7 @@ from detectron2.data import MetadataCatalog
 
 from alrp.data.datasets.shapes import make_shapes_dataset
 from alrp.engine import setup_config
-from alrp.errors import UserError
+from alrp.errors import UserError, exit_status
 from alrp.vis import LabelledBoxes, detections_figure, read_metrics, training_figure
 
 TRAIN_NET = Path(__file__).resolve().parents[1] / "train_net.py"
@@ -189,14 +189,10 @@ def main(argv=None) -> int:
     """Run the demo; returns the exit status."""
     sys.stdout.reconfigure(line_buffering=True)
     try:
-        run(parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return exit_status(run, parse_args(argv))
     except KeyboardInterrupt:
         print("\nstopped; the next run starts anew", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from alrp.checkpoint import convert_file
-from alrp.errors import UserError
+from alrp.errors import exit_status
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,23 +33,22 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def main(argv=None) -> int:
-    """Convert and report; returns the exit status, 1 if nothing was written."""
-    args = parse_args(argv)
-    try:
-        report = convert_file(
-            args.input,
-            args.output,
-            config_folder=os.path.relpath(ROOT / "configs" / "COCO-Detection"),
-            config_file=args.config_file,
-            reverse=args.reverse,
-            verbose=args.verbose,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(args) -> None:
+    """Convert and report; UserError, and nothing written, if something does not fit."""
+    report = convert_file(
+        args.input,
+        args.output,
+        config_folder=os.path.relpath(ROOT / "configs" / "COCO-Detection"),
+        config_file=args.config_file,
+        reverse=args.reverse,
+        verbose=args.verbose,
+    )
     print(report)
-    return 0
+
+
+def main(argv=None) -> int:
+    """Run the command; returns the exit status."""
+    return exit_status(run, parse_args(argv))
 
 
 if __name__ == "__main__":

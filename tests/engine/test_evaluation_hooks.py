@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.detectors import image, small_config
+from helpers.interruption import Interruption
 from helpers.rcnn_models import small_rcnn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.data.datasets import load_coco_json
-from detectron2.engine import HookBase, hooks
+from detectron2.engine import hooks
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -31,17 +32,6 @@ from alrp.engine.validation_loss import ValidationLoss, validation_loader
 from alrp.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Interruption(HookBase):
-    """Ends the training before iteration ``iteration``, as Ctrl-C does."""
-
-    def __init__(self, iteration):
-        self.iteration = iteration
-
-    def before_step(self):
-        if self.trainer.iter == self.iteration:
-            raise KeyboardInterrupt
 
 
 class Scripted(Trainer):

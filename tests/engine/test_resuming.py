@@ -7,22 +7,11 @@ import logging
 from pathlib import Path
 import pytest
 import torch
+from helpers.interruption import Interruption
 
 from detectron2.data import build_detection_train_loader
-from detectron2.engine import HookBase
 
 from alrp.engine import Trainer, argument_parser, setup_config
-
-
-class Interruption(HookBase):
-    """Ends the training before iteration ``iteration``, as Ctrl-C does."""
-
-    def __init__(self, iteration):
-        self.iteration = iteration
-
-    def before_step(self):
-        if self.trainer.iter == self.iteration:
-            raise KeyboardInterrupt
 
 
 class Recording:

@@ -64,7 +64,6 @@ class BestMetric(hooks.BestCheckpointer):
         eval_period: iterations between evaluations.
         checkpointer: of the run; the best weights go to ``model_best.pth`` in its folder.
         metric: as in ``metrics.json``, such as "bbox/AP".
-        lower_is_better: whether it is an error.
         patience: evaluations in a row without a better value, after which the training ends: by
             :meth:`StopsEarly.stop` of the trainer, and with ``model_final.pth``; 0: never.
     """
@@ -74,13 +73,11 @@ class BestMetric(hooks.BestCheckpointer):
         eval_period: int,
         checkpointer: CheckedCheckpointer,
         metric: str,
-        *,
-        lower_is_better: bool,
         patience: int = 0,
     ) -> None:
         folder, names = checkpointer.save_dir, checkpointer.class_names
         best = _BestWeights(checkpointer.model, folder, class_names=names)
-        mode = "min" if lower_is_better else "max"
+        mode = "min" if lower_is_better(metric) else "max"
         super().__init__(eval_period, best, metric, mode, BEST_FILE)
         self._of_run = checkpointer
         self._patience = patience

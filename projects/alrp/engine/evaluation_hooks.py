@@ -11,7 +11,7 @@ from detectron2.engine import HookBase, hooks
 from ..checkpoint import CheckedCheckpointer
 from ..data.datasets.coco_format import class_names
 from ..errors import UserError
-from .best_metric import BestMetric, lower_is_better
+from .best_metric import BestMetric
 from .pictures import DrawDetections
 from .thresholds import StoreThresholds
 from .validation_loss import ValidationLoss, validation_loader
@@ -70,13 +70,7 @@ def _with_images(
 
 
 def _best_metric(cfg: CfgNode, checkpointer: CheckedCheckpointer) -> BestMetric | None:
-    metric = cfg.TEST.BEST_METRIC
-    if not metric:
+    test = cfg.TEST
+    if not test.BEST_METRIC:
         return None
-    return BestMetric(
-        cfg.TEST.EVAL_PERIOD,
-        checkpointer,
-        metric,
-        lower_is_better=lower_is_better(metric),
-        patience=cfg.TEST.PATIENCE,
-    )
+    return BestMetric(test.EVAL_PERIOD, checkpointer, test.BEST_METRIC, test.PATIENCE)

@@ -84,7 +84,7 @@ def validation_loader(
         )
     without = next((r["file_name"] for r in records if "annotations" not in r), None)
     annotations = (a for record in records for a in record.get("annotations", ()))
-    if without is not None or not any(not a.get("iscrowd", 0) for a in annotations):
+    if without is not None or all(a.get("iscrowd", 0) for a in annotations):
         raise UserError(
             f"TEST.VALIDATION_LOSS: {without or 'every image'} of DATASETS.TEST has no "
             "annotations, and a loss needs them; set TEST.VALIDATION_LOSS False, or name a set "

@@ -218,14 +218,12 @@ def _write_split(annotation_file: Path, image_folder: Path, recipe: dict) -> Non
 
 def _ground_truth(picture: Picture, *, masks: bool) -> Iterator[dict]:
     """Box and area of each shape, and its mask if asked for, as COCO annotations hold them."""
-    columns = np.asfortranarray(picture.masks.transpose(1, 2, 0).astype(np.uint8))
-    for box, area, mask in zip(
-        picture.boxes.tolist(), picture.areas.tolist(), mask_util.encode(columns)
-    ):
+    for box, area, mask in zip(picture.boxes.tolist(), picture.areas.tolist(), picture.masks):
         x1, y1, x2, y2 = box
         truth = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, "iscrowd": 0}
         if masks:
-            truth["segmentation"] = {**mask, "counts": mask["counts"].decode()}
+            encoded = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
+            truth["segmentation"] = {**encoded, "counts": encoded["counts"].decode()}
         yield truth
 
 
