@@ -7,7 +7,9 @@ One process; the losses take turns in an order drawn anew for every round; media
 its targets in the form it wants, made outside the timing: int8 for the ranking losses, floats for
 focal loss. Ratios are to fvcore's sigmoid_focal_loss_jit, which Detectron2's RetinaNet calls. Peak
 memory is what PyTorch's allocators give one call beyond its inputs, the gradient included. Not
-among it are the tables of the compiled loops, less than 100 bytes per positive and 0.1 MiB.
+among it are the tables of the compiled loops, less than 100 bytes per positive and 0.1 MiB. On a
+GPU there are also the number of kernels launched, the bytes that they read and write for each logit
+(each tensor counted once per kernel), and how often the call waits for the GPU.
 
 A second table says how many times as long aLRP and RS Loss take with twice as many positives, or
 logits.
@@ -21,6 +23,7 @@ from typing import Callable, NamedTuple
 import torch
 from measuring import (
     MIB,
+    bytes_moved,
     device_name,
     environment,
     json_file,
@@ -266,6 +269,7 @@ def measure(case: Case, repeats: int) -> list:
             "ratio": medians[name] / medians[BASELINE],
             "peak_bytes": peak_bytes(call, device),
             "launches": num_launches(call, device),
+            "bytes_moved": bytes_moved(call, device),
             "synchronisations": synchronisations(call, device),
         }
         for name, call in calls.items()
@@ -295,8 +299,11 @@ def line(result: dict) -> str:
     if "skipped" in result:
         return f"{text} skipped: {result['skipped']}"
     text += "{milliseconds:>10.1f} {ratio:>7.2f}".format(**result)
-    counts = ("-" if x is None else x for x in (result["launches"], result["synchronisations"]))
-    return f"{text} {result['peak_bytes'] / MIB:>9.1f}" + "".join(f" {x:>8}" for x in counts)
+    moved = result["bytes_moved"]
+    per_logit = None if moved is None else f"{moved / result['size']:.0f}"
+    counts = result["launches"], per_logit, result["synchronisations"]
+    cells = "".join(f" {'-' if x is None else x:>8}" for x in counts)
+    return f"{text} {result['peak_bytes'] / MIB:>9.1f}{cells}"
 
 
 def parse_args(argv=None):
@@ -335,8 +342,8 @@ def main(argv=None) -> int:
         torch.set_num_threads(args.threads)
     document = {**environment(torch.device(args.device)), "baseline": BASELINE}
     print(", ".join(f"{key}: {value}" for key, value in document.items()))
-    columns = "logits", "pos.", "stage", "loss", "ms", "ratio", "MiB", "launches", "syncs"
-    print("{:>10} {:>6} {:7} {:20}{:>10} {:>7} {:>9} {:>8} {:>8}".format(*columns))
+    columns = "logits", "pos.", "stage", "loss", "ms", "ratio", "MiB", "launches", "B/logit", "syncs"
+    print("{:>10} {:>6} {:7} {:20}{:>10} {:>7} {:>9} {:>8} {:>8} {:>8}".format(*columns))
     document.update(results=[], growth=[])
     cases = [
         dict(zip(("size", "positives", "stage"), values))

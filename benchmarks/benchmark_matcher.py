@@ -16,6 +16,7 @@ import warnings
 import torch
 from measuring import (
     MIB,
+    bytes_moved,
     device_name,
     environment,
     json_file,
@@ -69,7 +70,7 @@ def make_anchors(size: int, device: torch.device) -> list[Tensor]:
 
 
 def measure(gt_boxes: Tensor, anchors: list[Tensor], repeats: int) -> dict:
-    """Seconds, peak bytes and launches of each matcher by its key in ``NAMES``."""
+    """Seconds, peak bytes, launches and bytes moved of each matcher by its key in ``NAMES``."""
     device = gt_boxes.device
     atss, max_iou = ATSSMatcher(), MaxIoUMatcher()
     detectron2 = Matcher([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=True)
@@ -85,18 +86,20 @@ def measure(gt_boxes: Tensor, anchors: list[Tensor], repeats: int) -> dict:
             "seconds": seconds[name],
             "peak_bytes": peak_bytes(function, device),
             "launches": num_launches(function, device),
+            "bytes_moved": bytes_moved(function, device),
         }
         for name, function in functions.items()
     }
 
 
 def table(results: list[dict]) -> str:
-    """Markdown: a row for each number of boxes; launches are those of a GPU."""
+    """Markdown: a row for each number of boxes; launches and bytes moved on a GPU only."""
     header = ["boxes", *(f"{name} ms" for name in NAMES.values())]
     header += ["ATSS / Detectron2", *(f"{name} MiB" for name in NAMES.values())]
     rows, on_gpu = [], results[0]["atss"]["launches"] is not None
     if on_gpu:
         header += [f"{name} launches" for name in NAMES.values()]
+        header += [f"{name} MiB moved" for name in NAMES.values()]
     for result in results:
         figures = [result[key] for key in NAMES]
         rows.append([result["num_boxes"], *(figure["seconds"] * 1e3 for figure in figures)])
@@ -104,6 +107,7 @@ def table(results: list[dict]) -> str:
         rows[-1] += [figure["peak_bytes"] / MIB for figure in figures]
         if on_gpu:
             rows[-1] += [figure["launches"] for figure in figures]
+            rows[-1] += [figure["bytes_moved"] / MIB for figure in figures]
     return markdown(header, rows)
 
 

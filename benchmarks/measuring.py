@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -14,10 +15,13 @@ import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterator
+from unittest import mock
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from alrp.memory import peak_memory
 
@@ -111,6 +115,67 @@ def num_launches(function: Callable, device: torch.device) -> int | None:
         _synchronize(device)
     # cudaLaunchKernel and its variants; cuLaunchKernelEx is that of Triton.
     return sum(event.count for event in profiler.key_averages() if "LaunchKernel" in event.key)
+
+
+def bytes_moved(function: Callable, device: torch.device) -> int | None:
+    """Bytes of all tensors that the kernels of one call read and write; None on a CPU.
+
+    Counted, not measured: each operator of PyTorch, and each kernel of Triton, moves every tensor
+    that it takes or gives once and whole. TorchScript runs operator by operator meanwhile, so that
+    its count is that of a function whose operators are not fused.
+    """
+    if device.type != "cuda":
+        return None
+    with torch.jit.optimized_execution(False), _MovedBytes() as counter, counter.of_triton():
+        function()
+    return counter.total
+
+
+class _MovedBytes(TorchDispatchMode):
+    """Adds up the bytes of the tensors that operators and kernels of Triton take and give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        if not _only_makes_room(func):
+            self._add(args, kwargs, results)
+        return results
+
+    @contextlib.contextmanager
+    def of_triton(self) -> Iterator[None]:
+        """Count kernels of Triton too, also those of its interpreter; without Triton do nothing."""
+        try:
+            from triton.runtime.interpreter import InterpretedFunction
+            from triton.runtime.jit import JITFunction
+        except ImportError:
+            yield
+            return
+
+        def counted(run: Callable) -> Callable:
+            def launch(kernel, *args, **kwargs):
+                self._add(args)
+                return run(kernel, *args, **kwargs)
+
+            return launch
+
+        with contextlib.ExitStack() as stack:
+            for kind in (JITFunction, InterpretedFunction):
+                stack.enter_context(mock.patch.object(kind, "run", counted(kind.run)))
+            yield
+
+    def _add(self, *values) -> None:
+        tensors = [x for x in tree_leaves(values) if isinstance(x, Tensor)]
+        self.total += sum(x.numel() * x.element_size() for x in tensors)
+
+
+def _only_makes_room(func: torch._ops.OpOverload) -> bool:
+    """Views, and memory that nothing is written to."""
+    aliases = [result.alias_info for result in func._schema.returns]
+    is_view = any(alias is not None and not alias.is_write for alias in aliases)
+    return is_view or func.overloadpacket.__name__.startswith(("empty", "new_empty"))
 
 
 def _synchronize(device: torch.device) -> None:

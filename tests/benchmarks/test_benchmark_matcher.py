@@ -130,3 +130,35 @@ def test_figures_are_written_to_a_file_in_a_folder_that_exists(measuring, tmp_pa
     for wrong in (tmp_path, tmp_path / "absent" / "figures.json"):
         with pytest.raises(argparse.ArgumentTypeError, match="expected a file in a folder"):
             measuring.json_file(str(wrong))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs the emulation")
+def test_bytes_moved_are_those_of_all_tensors_but_views(measuring):
+    values = torch.zeros(1000)
+
+    def call():
+        leaf = values.to("cuda").view(10, 100).requires_grad_()
+        (2 * leaf).sum().backward()
+        leaf.detach().add_(torch.empty(100, device="cuda"))
+
+    assert measuring.bytes_moved(call, CPU) is None
+    with EmulatedGPU():
+        moved = measuring.bytes_moved(call, torch.device("cuda"))
+    # Moving, product and its derivative, addition in place (it takes and gives the leaf); sum; what
+    # is left are 100 numbers and single ones.
+    whole = 2 + 2 + 2 + 2 + 1
+    assert 4000 * whole + 400 <= moved < 4000 * whole + 500
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs Triton's interpreter")
+def test_bytes_moved_by_kernels_of_triton_are_counted(measuring, monkeypatch):
+    fused = pytest.importorskip("alrp.losses.backends.fused")
+    monkeypatch.setattr(measuring, "_only_makes_room", lambda func: True)  # no operators
+    logits, targets = torch.zeros(1000), torch.zeros(1000, dtype=torch.int8)
+    targets[3] = 1
+    moved = measuring.bytes_moved(
+        lambda: fused.survey(logits, targets, logits[:1]), torch.device("cuda")
+    )
+    facts, counts, ends, positives = 5 * 8, 4, 8, 8
+    survey = 4 * 1000 + 1000 + 4 + facts + counts
+    assert moved == survey + 1000 + counts + ends + positives
