@@ -243,7 +243,7 @@ def test_sums_among_queries_equal_the_full_matrix(kind, values, data):
     np.testing.assert_allclose(weighted.numpy(), H @ weights, rtol=1e-12, atol=1e-12)
 
 
-@kinds
+@pytest.mark.parametrize("module", [operators, compiled], ids=["operators", "compiled"])
 @given(
     values=st.lists(
         st.one_of(
@@ -255,9 +255,27 @@ def test_sums_among_queries_equal_the_full_matrix(kind, values, data):
         max_size=50,
     )
 )
-def test_descending_order_is_that_of_a_stable_sort(kind, values):
-    expected = sorted(range(len(values)), key=lambda i: (-values[i], i))
-    assert kind.descending_order(torch.tensor(values, dtype=torch.float64)).tolist() == expected
+def test_of_equal_positives_the_later_is_sorted_below(module, values):
+    check_sorted(module.sort, values)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tensors of the CPU")
+@pytest.mark.parametrize("num_values", [1, 16, 17, 150])
+def test_positives_are_sorted_by_all_pairs_on_a_gpu(rng, num_values):
+    values = np.round(2 * rng.standard_normal(num_values)) / 2
+    values[::7] = -0.0
+    check_sorted(fused.sort, values.tolist())
+
+
+def check_sorted(sort, values):
+    logits = torch.tensor(values, dtype=torch.float64)
+    own = torch.arange(len(values), dtype=torch.float32)
+    expected = sorted(range(len(values)), key=lambda i: (values[i], -i))
+    found = sort(logits, own)
+    assert found.order.tolist() == found.values.tolist() == expected
+    assert found.values.dtype == torch.float64
+    assert_close(found.queries, logits[expected], rtol=0, atol=0)
+    assert sort(logits, None).values is None
 
 
 def test_prefix_sums_end_and_suffix_sums_begin_at_each_element():

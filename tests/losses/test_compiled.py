@@ -98,7 +98,7 @@ def test_survey_finds_positives_and_counts_what_is_not_finite(rng, threads, dtyp
         assert found.num_bad_logits == int((~logits.isfinite() & (targets <= 1)).sum()) > 0
         assert found.num_bad_values == 2
     finite = compiled.survey(logits.nan_to_num(0, 0, 0), targets, errors[:0])
-    assert finite[1:] == operators.survey(logits.nan_to_num(0, 0, 0), targets, errors[:0])[1:]
+    assert finite[2:] == operators.survey(logits.nan_to_num(0, 0, 0), targets, errors[:0])[2:]
     assert finite.num_bad_logits == finite.num_bad_values == 0 < finite.largest
 
 

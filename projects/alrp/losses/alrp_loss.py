@@ -107,18 +107,16 @@ def alrp_loss(
         return ALRPLossOutput(cls, loc, loc_errors.detach().to(cls.dtype))
 
     ranking, cells = ranked
+    own = ranking.shared.own_of
     with torch.no_grad():
-        errors = ranking.gather_sorted(loc_errors)
-        errors_above = ranking.matrix.among_queries(errors)
-        find = backend(logits.device).alrp_values
-        dtypes = logits.dtype, result_dtype(loc_errors)
-        found = find(
-            ranking.false_positives, ranking.rank, errors, errors_above, ranking.order, eps, *dtypes
+        found = backend(logits.device).alrp_values(
+            *(ranking.sums, ranking.values, ranking.order, eps),
+            *(logits.dtype, result_dtype(loc_errors)),
         )
-        weights = ranking.shared.scaled_up(found.loc_weights[ranking.shared.own])
+        weights = ranking.shared.scaled_up(own(found.loc_weights))
     cls = ErrorDriven.apply(logits, found.cls, ranking, found.ranking_errors, cells)
     loc = _Weighted.apply(loc_errors, found.loc, weights)
-    return ALRPLossOutput(cls, loc, found.rank[ranking.shared.own])
+    return ALRPLossOutput(cls, loc, own(found.rank))
 
 
 class _Weighted(torch.autograd.Function):

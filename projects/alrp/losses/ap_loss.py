@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .backends.choice import backend
 from .inputs import checked_logits
 from .ranking import ErrorDriven, rank_positives
 from .uncompiled import uncompiled
@@ -48,11 +50,8 @@ def ap_loss(
         return logits[:0].sum()
 
     ranking, cells = ranked
-    interpolated = (1.0 - ranking.false_positives / ranking.rank).cummax(0).values
-    imprecisions = 1.0 - interpolated
-    value = imprecisions.mean().to(logits.dtype)
-    # Without a negative above, the precision is 1 and the error 0, but for rounding.
-    errors = imprecisions.clamp(min=0.0)
+    with torch.no_grad():
+        value, errors = backend(logits.device).ap_values(ranking.sums, logits.dtype)
     return ErrorDriven.apply(logits, value, ranking, errors, cells)
 
 

@@ -26,7 +26,7 @@ class SharedPositives:
         group: the processes; None for this one alone, without communication.
 
     Attributes:
-        own: slice of this process's positives among all.
+        num_before: number of positives of the processes before this one.
         num_processes: size of the group. Gradients are multiplied by it, because
             ``DistributedDataParallel`` averages them where they should be added up.
 
@@ -43,8 +43,8 @@ class SharedPositives:
                 "with NaN or Inf among them; its own message says what is wrong."
             )
         rank = 0 if group is None else dist.get_rank(group)
-        first = sum(self._sizes[:rank])
-        self.own = slice(first, first + num_own)
+        self.num_before = sum(self._sizes[:rank])
+        self._num_own = num_own
         self.num_processes = len(self._sizes)
 
     @staticmethod
@@ -55,6 +55,12 @@ class SharedPositives:
 
     def __len__(self) -> int:
         return sum(self._sizes)
+
+    def own_of(self, values: Tensor) -> Tensor:
+        """(P_own,) values of this process's positives, from (P,) of all."""
+        if self._group is None:
+            return values
+        return values.narrow(0, self.num_before, self._num_own)
 
     def gather(self, own_values: Tensor) -> Tensor:
         """(P,) values of all positives, from this process's (P_own,); without gradient."""

@@ -7,8 +7,6 @@ among equal logits, the later entry comes first. "float64" means float32 on MPS,
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
 from typing import NamedTuple
 import torch
@@ -17,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .backends.choice import backend
-from .backends.interface import HARD_STEP, Step, StepMatrix
+from .backends.interface import HARD_STEP, Step, StepMatrix, SumsOfRows, Survey, Update
 from .inputs import NonFiniteError
 from .processes import SharedPositives
 from .reductions import accumulation_dtype
@@ -42,8 +40,7 @@ class ValuePerPositive(NamedTuple):
     most: float = math.inf
 
 
-@dataclasses.dataclass(frozen=True)
-class Ranking:
+class Ranking(NamedTuple):
     """The positives of a mini-batch ranked among its positives and negatives.
 
     The logits are not stored here: autograd keeps them until backward.
@@ -52,7 +49,9 @@ class Ranking:
         positives: (P_own,) int64, ascending indices of this process's positives among the S.
         shared: the positives of all processes, process by process.
         order: (P,) int64; ``order[i]`` is the index in ``shared`` of the i-th positive.
-        false_positives: (P,) float64, smoothed number of negatives ranked above each positive.
+        values: (P,) float64 of all positives, if the loss was given one for each.
+        sums: of each positive, over the negatives and among the positives, where ``values`` are the
+            weights. Of no use after the hard step, but for those over the negatives.
         matrix: the smoothed step with the positives as queries.
         step: between the queries.
     """
@@ -60,28 +59,15 @@ class Ranking:
     positives: Tensor
     shared: SharedPositives
     order: Tensor
-    false_positives: Tensor
+    values: Tensor | None
+    sums: SumsOfRows
     matrix: StepMatrix
     step: Step
 
-    @functools.cached_property
-    def rank(self) -> Tensor:
-        """(P,) float64, smoothed rank of each positive, >= 1; of no use after the hard step."""
-        # Each positive counts itself as 1, of which H(0) = 1/2 is among those above.
-        rank = self.matrix.among_queries() + 0.5 + self.false_positives
-        return rank.clamp(min=1.0)  # rounding could give less
-
-    def gather_sorted(self, own_values: Tensor) -> Tensor:
-        """(P,) float64 values of all positives, from this process's (P_own,) in targets order.
-
-        A collective call: all processes that are ranked together must make it.
-        """
-        values = self.shared.gather(own_values).index_select(0, self.order)
-        return values.to(self.false_positives.dtype)
-
-    def own(self, values: Tensor) -> Tensor:
-        """(P_own,) values of this process's positives in targets order, from (P,) of all."""
-        return torch.empty_like(values).index_copy_(0, self.order, values)[self.shared.own]
+    @property
+    def false_positives(self) -> Tensor:
+        """(P,) float64, smoothed number of negatives ranked above each positive."""
+        return self.sums.keys
 
     def gradient(
         self,
@@ -89,35 +75,18 @@ class Ranking:
         cells: Tensor,
         logits: Tensor,
         scale: Tensor,
-        among_positives: tuple[Tensor, Tensor] | None = None,
+        among: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """The error-driven update of the logits (arXiv:2009.13592, Eqs. 4 to 6 and Alg. 1).
+        """(S,) gradient of the logits, see :class:`Update` and :meth:`StepMatrix.gradient`.
 
-        Each positive i is pushed up by ``errors[i] / P``; the negatives that outrank it are pushed
-        down by the same total, shared in proportion to ``H(s_j - s_i)``.
-
-        Args:
-            errors: (P,) float64 >= 0; 0 wherever ``false_positives`` is 0.
-            cells: (S,) the negatives' cells in ``matrix``, from :func:`rank_positives`.
-            logits: (S,) those that were ranked.
-            scale: scalar, the gradient that autograd passes down to the loss.
-            among_positives: of a loss between the positives that is a mean over them: (P,) float64
-                gradient of its sum, and the scalar that autograd passes down to it.
-
-        Returns:
-            Tensor: (S,) in the dtype of ``logits``; sums to zero over all processes.
+        ``cells`` are those of :func:`rank_positives`.
         """
-        scale = self.shared.scaled_up(scale.to(errors.dtype))
-        scaled = errors * (scale / errors.numel())
-        least = torch.finfo(errors.dtype).tiny  # keeps 0 / 0 at 0
-        shares = scaled / self.false_positives.clamp(min=least)
-        gradient = self.matrix.rmatvec(shares, cells, logits)
-        if among_positives is not None:
-            update, scale = among_positives
-            scale = self.shared.scaled_up(scale.to(errors.dtype))
-            scaled = torch.addcmul(scaled, update, scale, value=-1.0 / errors.numel())
-        # Until now 0 there.
-        return gradient.index_add_(0, self.positives, self.own(scaled).to(gradient.dtype), alpha=-1)
+        shared = self.shared
+        update = Update(
+            *(errors, self.false_positives, scale, self.order, self.positives),
+            *(shared.num_before, shared.num_processes, among),
+        )
+        return self.matrix.gradient(update, cells, logits)
 
 
 @torch.no_grad()
@@ -127,6 +96,8 @@ def rank_positives(
     delta: float,
     per_positive: ValuePerPositive | None = None,
     group: dist.ProcessGroup | None = None,
+    *,
+    among_positives: bool = True,
 ) -> tuple[Ranking, Tensor] | None:
     """Rank the positives of a mini-batch, once the values of its inputs have been checked.
 
@@ -139,6 +110,7 @@ def rank_positives(
         delta: half width of the step; 0 for the hard step, which is 1 at 0.
         per_positive: checked to match the positives, if given.
         group: processes whose mini-batches are ranked together; None for this one's alone.
+        among_positives: whether ``Ranking.sums`` are wanted that are among the positives.
 
     Returns:
         tuple[Ranking, Tensor]: the ranking, and (S,) the negatives' cells in its matrix, which
@@ -151,25 +123,28 @@ def rank_positives(
     """
     logits, targets = logits.contiguous(), targets.contiguous()
     try:
-        positives = _checked_positives(logits, targets, per_positive, delta)
+        found = _surveyed(logits, targets, per_positive, delta)
     except (ValueError, FloatingPointError):
         SharedPositives.stop(logits.device, group)
         raise
-    shared = SharedPositives(positives.numel(), logits.device, group)
+    shared = SharedPositives(len(found.positives), logits.device, group)
     if len(shared) == 0:
         return None
-    pos_logits = shared.gather(logits.index_select(0, positives))
-    matrix_type = backend(logits.device).matrix
-    # Sorted descending and flipped: of equal positives, the first must rank highest.
-    order = matrix_type.descending_order(pos_logits).flip(0)
-    queries = pos_logits.index_select(0, order)
+    chosen = backend(logits.device)
+    values = None if per_positive is None else shared.gather(per_positive.values)
+    order, queries, values = chosen.sort(shared.gather(found.logits), values)
     step = Step(delta) if delta else HARD_STEP
     if not delta:
         queries, logits = _as_ordinals(queries, logits)
-    matrix = matrix_type(queries, step.delta)
+    matrix = chosen.matrix(queries, step.delta)
     negatives = matrix.locate(logits, targets)
-    false_positives = shared.sum(matrix.matvec(negatives))
-    return Ranking(positives, shared, order, false_positives, matrix, step), negatives.cells
+    if among_positives:
+        sums = matrix.sums_of_rows(negatives, values)
+    else:
+        sums = SumsOfRows(matrix.matvec(negatives))
+    sums = sums._replace(keys=shared.sum(sums.keys))
+    ranking = Ranking(found.positives, shared, order, values, sums, matrix, step)
+    return ranking, negatives.cells
 
 
 def _as_ordinals(queries: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,9 +161,9 @@ def _as_ordinals(queries: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     return num_up_to(queries), num_up_to(logits).add_(0.5)
 
 
-def _checked_positives(
+def _surveyed(
     logits: Tensor, targets: Tensor, per_positive: ValuePerPositive | None, delta: float
-) -> Tensor:
+) -> Survey:
     """Check the values of all inputs, and find the positives.
 
     Args:
@@ -198,7 +173,7 @@ def _checked_positives(
         delta: half width of the step; 0 for the hard step.
 
     Returns:
-        Tensor: (P_own,) int64, ascending.
+        Survey: with positives and their logits.
 
     Raises:
         ValueError: if there is not one value per positive, or if one is outside of its range.
@@ -225,7 +200,7 @@ def _checked_positives(
             f"logits: positives reach {found.largest:.3g}, beside which delta {delta:g} vanishes; "
             "look for a learning rate that is too high or broken weights, or take a larger delta."
         )
-    return found.positives
+    return found
 
 
 def _refuse_non_finite(name: str, num_bad: int, tensor: Tensor) -> None:

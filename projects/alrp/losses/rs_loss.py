@@ -85,7 +85,7 @@ def rs_loss(
         )
     logits = checked_logits(logits, targets, delta or HARD_STEP.delta)
     per_positive = ValuePerPositive("ious", ious, "pass the IoU of each positive's box", most=1.0)
-    ranked = rank_positives(logits, targets, delta, per_positive, group)
+    ranked = rank_positives(logits, targets, delta, per_positive, group, among_positives=False)
     if ranked is None:
         # An empty sum is 0 even if an ignored logit is Inf, and keeps the logits in the graph.
         return RSLossOutput(logits[:0].sum(), logits[:0].sum())
@@ -93,8 +93,7 @@ def rs_loss(
     ranking, cells = ranked
     with torch.no_grad():
         chosen = backend(logits.device)
-        sorted_ious = ranking.gather_sorted(ious)
-        found = chosen.sorting_errors(ranking.matrix.queries, sorted_ious, ranking.step)
+        found = chosen.sorting_errors(ranking.matrix.queries, ranking.values, ranking.step)
         values = chosen.rs_values(ranking.false_positives, found.rank, found.errors, logits.dtype)
     return RSLossOutput(*_RankAndSort.apply(logits, ranking, cells, found.gradient, *values))
 

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from . import operators
-from .interface import ALRPValues, RSValues, SortingErrors, Step, StepMatrix, Survey
+from .interface import (
+    ALRPValues,
+    APValues,
+    RSValues,
+    SortedPositives,
+    SortingErrors,
+    Step,
+    StepMatrix,
+    SumsOfRows,
+    Survey,
+)
 from .sorting import sorting_errors
 
 
@@ -20,20 +30,25 @@ class Backend(NamedTuple):
     Attributes:
         survey: function of logits (S,), targets (S,), one value per positive (P_own,), and the
             greatest that such a value may be.
+        sort: function of logits of positives (P,), and of one value per positive (P,) or None.
         matrix: its subclass of :class:`StepMatrix`.
         sorting_errors: see :func:`alrp.losses.backends.sorting.sorting_errors`: function of logits
             and IoUs of the positives, both (P,) float64, the logits ascending; and of the step.
         rs_values: the values of RS Loss: function of false positives, ranks among the positives,
             and sorting errors, all (P,) float64; and of the dtype of the values.
-        alrp_values: the values of aLRP Loss: function of false positives, ranks, localisation
-            errors, and sums of these at and above each positive, with half of its own, all (P,)
-            float64; of ``Ranking.order``; of ``eps``; and of the dtypes of ``cls`` and ``loc``.
+        ap_values: the values of AP Loss: function of sums over the negatives and over the
+            positives; and of the dtype of the value.
+        alrp_values: the values of aLRP Loss: function of sums over the negatives, over the
+            positives, and over these weighted by localisation errors; of the (P,) errors; of
+            ``SortedPositives.order``; of ``eps``; and of the dtypes of ``cls`` and ``loc``.
     """
 
     survey: Callable[..., Survey]
+    sort: Callable[[Tensor, Tensor | None], SortedPositives]
     matrix: type[StepMatrix]
     sorting_errors: Callable[[Tensor, Tensor, Step], SortingErrors]
     rs_values: Callable[..., RSValues]
+    ap_values: Callable[[SumsOfRows, torch.dtype], APValues]
     alrp_values: Callable[..., ALRPValues]
 
 
@@ -43,33 +58,50 @@ def backend(device: torch.device) -> Backend:
     The first needs numba; the second Triton, and a C compiler that Triton finds.
     """
     if device.type == "cpu" and _has_numba():
-        # Imported here, because numba takes 110 MiB that a training on a GPU does not need.
-        from . import compiled
+        return _compiled_backend()
+    return _fused_backend() if _has_triton(device) else _OPERATORS
 
-        return Backend(
-            compiled.survey,
-            compiled.CompiledMatrix,
-            functools.partial(sorting_errors, sums_below=compiled.sums_below),
-            operators.rs_values,
-            operators.alrp_values,
-        )
-    if _has_triton(device):
-        from . import fused
 
-        return Backend(
-            fused.survey,
-            fused.FusedMatrix,
-            fused.sorting_errors,
-            fused.rs_values,
-            fused.alrp_values,
-        )
+@functools.lru_cache(maxsize=None)
+def _compiled_backend() -> Backend:
+    # Imported here, because numba takes 110 MiB that a training on a GPU does not need.
+    from . import compiled
+
     return Backend(
-        operators.survey,
-        operators.OperatorMatrix,
-        functools.partial(sorting_errors, sums_below=operators.sums_below),
+        compiled.survey,
+        compiled.sort,
+        compiled.CompiledMatrix,
+        functools.partial(sorting_errors, sums_below=compiled.sums_below),
         operators.rs_values,
+        operators.ap_values,
         operators.alrp_values,
     )
+
+
+@functools.lru_cache(maxsize=None)
+def _fused_backend() -> Backend:
+    from . import fused
+
+    return Backend(
+        fused.survey,
+        fused.sort,
+        fused.FusedMatrix,
+        fused.sorting_errors,
+        fused.rs_values,
+        fused.ap_values,
+        fused.alrp_values,
+    )
+
+
+_OPERATORS = Backend(
+    operators.survey,
+    operators.sort,
+    operators.OperatorMatrix,
+    functools.partial(sorting_errors, sums_below=operators.sums_below),
+    operators.rs_values,
+    operators.ap_values,
+    operators.alrp_values,
+)
 
 
 @functools.lru_cache(maxsize=None)

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..reductions import largest_magnitude, num_not_finite, num_outside
 from . import kernels
-from .interface import CellSumMatrix, LocatedKeys, Survey, cell_dtype
+from .interface import CellSumMatrix, LocatedKeys, SortedPositives, Survey, cell_dtype
+from .operators import in_order
 
 # Few knots per bucket, so that a key is found at once; yet the table must fit the level 2 cache.
 _BUCKETS_PER_KNOT = 16
@@ -49,9 +50,16 @@ def survey(logits: Tensor, targets: Tensor, values: Tensor, most: float = math.i
     _for_slices(work, slices, logits, targets)
     indices, num_bad_logits = zip(*found)
     positives = torch.from_numpy(np.concatenate(indices))
-    largest = largest_magnitude(logits.index_select(0, positives)).item()
+    pos_logits = logits.index_select(0, positives)
+    largest = largest_magnitude(pos_logits).item()
     bad_values = int(num_not_finite(values)), int(num_outside(values, most))
-    return Survey(positives, sum(num_bad_logits), *bad_values, largest)
+    return Survey(positives, pos_logits, sum(num_bad_logits), *bad_values, largest)
+
+
+def sort(logits: Tensor, values: Tensor | None = None) -> SortedPositives:
+    """See :class:`SortedPositives`."""
+    descending = torch.from_numpy(kernels.descending_order(_array(logits.double())))
+    return in_order(descending, logits, values)
 
 
 class CompiledMatrix(CellSumMatrix):
@@ -61,10 +69,6 @@ class CompiledMatrix(CellSumMatrix):
         self.queries, self._delta = queries.double(), float(delta)
         merged = kernels.merge(_array(self.queries), self._delta)
         self._edges, self._is_lower, self._query_cells = merged
-
-    @staticmethod
-    def descending_order(queries: Tensor) -> Tensor:
-        return torch.from_numpy(kernels.descending_order(_array(queries.double())))
 
     def locate(self, logits: Tensor, targets: Tensor) -> LocatedKeys:
         num_cells = len(self._edges) - 1
@@ -78,7 +82,7 @@ class CompiledMatrix(CellSumMatrix):
             kernels.locate(keys, marks, self._edges, *table, out, *sum_arrays[t])
 
         _for_slices(work, slices, logits, targets, cells)
-        return LocatedKeys(cells, *sums.sum(0)[:, :num_cells])
+        return LocatedKeys(cells, sums.sum(0)[:, :num_cells])
 
     def _bucket_table(self, num_keys: int) -> tuple[float, np.ndarray]:
         """A table that finds the cell of a key almost without a search.

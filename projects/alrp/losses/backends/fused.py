@@ -1,36 +1,47 @@
 """The backend for GPUs: kernels of Triton, each a single pass over its operands.
 
-Shape shorthand as in :mod:`alrp.losses.backends.interface`.
+A call of a loss launches few kernels, since for all but millions of logits their launches take most
+of the time. Shape shorthand as in :mod:`alrp.losses.backends.interface`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import struct
 import torch
 from torch import Tensor
 
 from . import fused_kernels as kernels
-from . import pair_kernels
+from . import operators, pair_kernels
 from .interface import (
     ALRPValues,
+    APValues,
     LocatedKeys,
     RSValues,
+    SortedPositives,
     SortingErrors,
     Step,
     StepMatrix,
+    SumsOfRows,
     Survey,
+    Update,
     cell_dtype,
 )
-from .operators import OperatorMatrix, sums_below
+from .launching import launch
 from .sorting import sorting_errors as sorting_errors_by_levels
 
-# Entries of one program: of a pass over many entries, and of a sequential one.
-_BLOCK = 1024
+# Entries of one program: of a pass over many entries, over sums of cells, and of a sequential one.
+_BLOCK = 512
+_COLLECTED = 128
 _SEQUENTIAL_BLOCK = 2048
-# Copies of the sums of the cells: atomic additions to one place wait for each other.
+_SEQUENTIAL_WARPS = 16
+# Copies of the sums of the cells: atomic additions to one place wait for each other. A copy counts
+# fewer than 2^20 keys.
 _TURNS = 16
+_KEYS_PER_TURN = 1_000_000
+# Few knots per bucket, so that a key is found at once; yet the table should stay in the caches.
+_BUCKETS_PER_KNOT = 4
+_MOST_BUCKETS = 1 << 15
 # Pairs of one program at a time, where all pairs of positives are formed.
 _ROWS, _COLUMNS = 16, 64
 _MOST_PAIRED = 1 << 14  # positives, see sorting_errors()
@@ -38,120 +49,160 @@ _MOST_PAIRED = 1 << 14  # positives, see sorting_errors()
 
 def survey(logits: Tensor, targets: Tensor, values: Tensor, most: float = math.inf) -> Survey:
     """See :class:`Survey`; the device is read once."""
-    targets = _as_integers(targets)
-    num_entries, num_values = len(logits), len(values)
-    facts = torch.zeros(5, dtype=torch.int64, device=logits.device)
-    num_programs = _num_programs(max(num_entries, num_values))
-    counts = torch.empty(num_programs, dtype=torch.int32, device=logits.device)
-    arguments = logits, targets, values.contiguous(), float(most), facts, counts
-    _launch(kernels.survey, num_programs, *arguments, num_entries, num_values)
-    ends = counts.cumsum(0, dtype=torch.int64)
-    num_positives, bad_logits, bad_values, num_outside, largest = facts.tolist()
-    positives = torch.empty(num_positives, dtype=torch.int64, device=logits.device)
+    targets, values = _as_integers(targets), values.contiguous()
+    num_entries, num_values, device = logits.numel(), values.numel(), logits.device
+    num_programs = _num_blocks(max(num_entries, num_values))
+    num_groups = -(-num_programs // kernels.GROUP.value)
+    facts = torch.zeros(5 + num_groups, dtype=torch.int64, device=device)
+    counts = torch.empty(num_programs, dtype=torch.int32, device=device)
+    arguments = logits, targets, values, float(most), facts, counts, num_entries, num_values
+    _launch(kernels.survey, num_programs, (logits, targets, values), *arguments)
+    num_positives, bad_logits, bad_values, num_outside, largest = facts[:5].tolist()
+    positives = torch.empty(num_positives, dtype=torch.int64, device=device)
+    pos_logits = torch.empty(num_positives, dtype=logits.dtype, device=device)
     if num_positives:
-        _launch(
-            kernels.place_positives, num_programs, targets, counts, ends, positives, num_entries
-        )
-    return Survey(positives, bad_logits, bad_values, num_outside, _float_of(largest))
+        arguments = logits, targets, facts, counts, positives, pos_logits, num_entries
+        _launch(kernels.place_positives, num_programs, (logits, targets), *arguments)
+    return Survey(positives, pos_logits, bad_logits, bad_values, num_outside, _float_of(largest))
+
+
+def sort(logits: Tensor, values: Tensor | None = None) -> SortedPositives:
+    """See :class:`SortedPositives`; up to 16,384 positives are sorted by all pairs of them."""
+    num_positives = logits.numel()
+    if num_positives > _MOST_PAIRED:
+        return operators.sort(logits, values)
+    logits = logits.contiguous()
+    order = torch.empty_like(logits, dtype=torch.int64)
+    queries, sorted_values = torch.empty_like(logits), None
+    if values is not None:
+        values = values.contiguous()
+        sorted_values = torch.empty_like(logits, dtype=torch.float64)
+    inputs = logits, _or(values, logits)
+    arguments = order, queries, _or(sorted_values, queries), num_positives
+    valued = values is not None
+    _launch_pairs(pair_kernels.sort_positives, inputs, *arguments, VALUED=valued)
+    return SortedPositives(order, queries, sorted_values)
 
 
 class FusedMatrix(StepMatrix):
-    """A :class:`StepMatrix` on a GPU; every result has the same bits every time."""
+    """A :class:`StepMatrix` on a GPU; every result has the same bits every time.
+
+    One kernel writes all of it, to three arrays. Points are the knots and the queries, sorted.
+
+    - float64: (C,) left edges of the cells, (3P,) points, (P,) queries;
+    - int32: (C,) the query that the left edge of each cell is a knot of, -1 - i for the upper knot
+      of query i; (3P,) the query at each point, -1 for knots; (P,) places of lower and of upper
+      knots, among the knots and among the points; (B + 1,) number of knots before each of B
+      buckets of equal width;
+    - int8: for cells and points, see :func:`fused_kernels.merge`.
+    """
 
     def __init__(self, queries: Tensor, delta: float) -> None:
-        self.queries = torch.empty_like(queries, dtype=torch.float64)
-        num_queries, device = len(queries), queries.device
-        self._num_cells, self._num_points = 2 * num_queries + 1, 3 * num_queries
+        num_queries, device = queries.numel(), queries.device
+        self._num_queries, self._num_cells = num_queries, 2 * num_queries + 1
         self._delta_bits = _bits_of(delta)
         # A power of two, so that distances in its unit are exact; no covered cell is wider.
         self._scale_bits = _bits_of(2.0 ** -math.ceil(math.log2(2 * delta)))
-
-        floats = torch.empty(self._num_cells + self._num_points, dtype=torch.float64, device=device)
-        self._edges, self._points = floats.split([self._num_cells, self._num_points])
-        sizes = [self._num_cells, self._num_points, *4 * [num_queries]]
-        integers = torch.empty(sum(sizes), dtype=torch.int32, device=device)
-        self._owners, self._point_owners, *places = integers.split(sizes)
-        self._lower, self._upper, self._point_lower, self._point_upper = places
-        flags = torch.empty(self._num_cells + self._num_points, dtype=torch.int8, device=device)
-        self._is_covered, self._is_point_covered = flags.split([self._num_cells, self._num_points])
+        num_buckets = 1 << (2 * _BUCKETS_PER_KNOT * num_queries - 1).bit_length()
+        self._num_buckets = min(num_buckets, _MOST_BUCKETS)
+        self._floats = torch.empty(6 * num_queries + 1, dtype=torch.float64, device=device)
+        num_integers = 9 * num_queries + 2 + self._num_buckets
+        self._integers = torch.empty(num_integers, dtype=torch.int32, device=device)
+        self._flags = torch.empty(5 * num_queries + 1, dtype=torch.int8, device=device)
+        self.queries = self._floats[5 * num_queries + 1 :]
+        self._sums = torch.empty(_TURNS * 2 * self._num_cells, dtype=torch.int64, device=device)
+        num_sums, num_merging = self._sums.numel(), _num_blocks(num_queries)
+        num_counting = _num_blocks(self._num_buckets + 1)
+        num_clearing = -(-num_sums // (_BLOCK * kernels.CLEARED.value))
+        queries = queries.contiguous()
         _launch(
             kernels.merge,
-            _num_programs(num_queries),
-            *(
-                queries.contiguous(),
-                self.queries,
-                self._lower,
-                self._upper,
-                self._edges,
-                self._owners,
-                self._is_covered,
-            ),
-            *(self._points, self._point_owners, self._is_point_covered),
-            *(self._point_lower, self._point_upper),
-            *(num_queries, self._delta_bits, _num_steps(num_queries)),
+            num_merging + num_counting + num_clearing,
+            (queries,),
+            *(queries, *self._arrays(), self._sums, num_queries, self._num_buckets),
+            *(num_sums, num_merging, num_counting, self._delta_bits),
+            NUM_STEPS=_num_steps(num_queries),
         )
 
-    descending_order = staticmethod(OperatorMatrix.descending_order)
+    def _arrays(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self._floats, self._integers, self._flags
 
     def locate(self, logits: Tensor, targets: Tensor) -> LocatedKeys:
-        num_cells, device = self._num_cells, logits.device
-        cells = torch.empty(len(logits), dtype=cell_dtype(num_cells), device=device)
-        sums = torch.zeros(_TURNS * 3 * num_cells, dtype=torch.int64, device=device)
-        sizes = len(logits), num_cells, self._scale_bits, _num_steps(num_cells - 1), _TURNS
-        arguments = logits, _as_integers(targets), self._edges, cells, sums
-        _launch(kernels.locate, _num_programs(len(logits)), *arguments, *sizes)
-        mass, moment = self._edges.new_empty(2, num_cells)
+        num_entries, num_cells, device = logits.numel(), self._num_cells, logits.device
+        num_turns = max(_TURNS, -(-num_entries // _KEYS_PER_TURN))
+        sums, self._sums = self._sums, None
+        if sums is None or num_turns > _TURNS:
+            sums = torch.zeros(num_turns * 2 * num_cells, dtype=torch.int64, device=device)
+        cells = torch.empty(num_entries, dtype=cell_dtype(num_cells), device=device)
+        inputs = logits, _as_integers(targets)
         _launch(
-            kernels.collect,
-            _num_programs(num_cells),
-            *(sums, mass, moment, num_cells, self._scale_bits, _TURNS),
+            kernels.locate,
+            _num_blocks(num_entries),
+            (*inputs, cells),
+            *(*inputs, self._floats, self._integers, cells, sums),
+            *(num_entries, self._num_queries, self._num_buckets, num_turns, self._scale_bits),
         )
-        return LocatedKeys(cells, mass, moment)
+        cell_sums = torch.empty(2, num_cells, dtype=torch.float64, device=device)
+        arguments = sums, cell_sums, num_cells, num_turns, self._scale_bits
+        launch(kernels.collect, -(-num_cells // _COLLECTED), (), *arguments, BLOCK=_COLLECTED)
+        return LocatedKeys(cells, cell_sums)
 
     def matvec(self, keys: LocatedKeys) -> Tensor:
-        knots = self._edges[1:], self._is_covered[1:], keys.mass[1:], keys.moment[1:]
-        return self._row_sums(*knots, self._owners, self._lower, self._upper, owned=False)
+        return self._sum_rows(keys, None, 0, 1)[0]
 
     def among_queries(self, weights: Tensor | None = None) -> Tensor:
-        gains = self.queries if weights is None else weights.contiguous()  # not read if None
-        points = self._points, self._is_point_covered, gains, gains, self._point_owners
-        places = self._point_lower, self._point_upper
-        return self._row_sums(*points, *places, owned=True, weighted=weights is not None)
+        return self._sum_rows(None, weights, 1 if weights is None else 2, 1)[0]
+
+    def sums_of_rows(self, keys: LocatedKeys, weights: Tensor | None = None) -> SumsOfRows:
+        sums = self._sum_rows(keys, weights, 0, 2 if weights is None else 3)
+        return SumsOfRows(*sums.unbind(), *([None] if weights is None else []))
+
+    def _sum_rows(
+        self, keys: LocatedKeys | None, weights: Tensor | None, first: int, count: int
+    ) -> Tensor:
+        """(count, P) sums, see :func:`fused_kernels.sum_rows`."""
+        queries = self.queries
+        cell_sums = queries if keys is None else keys.sums
+        areas = torch.empty(count * 3 * queries.numel(), dtype=torch.float64, device=queries.device)
+        sums = torch.empty(count, queries.numel(), dtype=torch.float64, device=queries.device)
+        weights = queries if weights is None else weights.contiguous()
+        arrays = *self._arrays(), cell_sums, weights, areas, sums
+        sizes = self._num_queries, first, self._delta_bits
+        _launch_sequential(kernels.sum_rows, (), *arrays, *sizes, num_programs=count)
+        return sums
 
     def rmatvec(self, weights: Tensor, cells: Tensor, logits: Tensor) -> Tensor:
-        num_cells = self._num_cells
-        values, slopes = self._edges.new_empty(2, num_cells)
-        shape = self._owners, self._edges, self._is_covered
-        sizes = num_cells, self._delta_bits
-        _launch_sequential(
-            kernels.column_profile, weights.contiguous(), *shape, values, slopes, *sizes
-        )
-        results = torch.empty_like(logits)
-        arguments = logits, cells, self._edges, values, slopes, results
-        _launch(kernels.evaluate, _num_programs(len(logits)), *arguments, len(logits))
-        return results
+        weights = weights.contiguous()
+        return self._sums_of_columns(Update(weights, *[weights] * 4, 0, 1), cells, logits, False)
 
-    def _row_sums(
-        self,
-        points: Tensor,
-        is_covered: Tensor,
-        gains: Tensor,
-        moments: Tensor,
-        owners: Tensor,
-        lower: Tensor,
-        upper: Tensor,
-        *,
-        owned: bool,
-        weighted: bool = True,
+    def gradient(self, update: Update, cells: Tensor, logits: Tensor) -> Tensor:
+        return self._sums_of_columns(update, cells, logits, True)
+
+    def _sums_of_columns(
+        self, update: Update, cells: Tensor, logits: Tensor, is_update: bool
     ) -> Tensor:
-        """(P,) means of the weight above, over the linear part of each query."""
-        areas = torch.empty_like(points)
-        arguments = points, is_covered, gains, moments, owners, areas, len(points)
-        _launch_sequential(kernels.integrate, *arguments, owned, weighted)
-        sums = torch.empty_like(self.queries)
-        sizes = len(sums), self._delta_bits
-        _launch(kernels.row_sums, _num_programs(len(sums)), areas, lower, upper, sums, *sizes)
-        return sums
+        """:meth:`gradient`, or else :meth:`rmatvec` with the errors as weights."""
+        profile = torch.empty(2 * self._num_cells, dtype=torch.float64, device=logits.device)
+        results = torch.empty_like(logits)
+        errors, false_positives, scale, order, positives, num_before, num_processes, among = update
+        among, among_scale = among or (errors, scale)
+        _launch_sequential(
+            kernels.column_profile,
+            (scale, among_scale, results),
+            *(errors, false_positives.contiguous(), scale, among.contiguous(), among_scale),
+            *(order, positives, results, *self._arrays(), profile),
+            *(self._num_queries, num_before, positives.numel(), num_processes, self._delta_bits),
+            UPDATE=is_update,
+            AMONG=update.among is not None,
+        )
+        _launch(
+            kernels.evaluate,
+            _num_blocks(logits.numel()),
+            (logits, cells),
+            *(logits, cells, self._floats, profile, results, logits.numel(), self._num_cells),
+            KEPT=is_update,
+        )
+        return results
 
 
 def sorting_errors(logits: Tensor, ious: Tensor, step: Step) -> SortingErrors:
@@ -161,22 +212,48 @@ def sorting_errors(logits: Tensor, ious: Tensor, step: Step) -> SortingErrors:
     levels are O(P log P), but hundreds of small kernels. The limit is an estimate of where these
     become faster; it was not measured.
     """
-    num_queries = len(logits)
+    num_queries = logits.numel()
     if num_queries > _MOST_PAIRED:
-        return sorting_errors_by_levels(logits, ious, step, sums_below)
-    rank, errors, shares, gradient = (torch.empty_like(logits) for _ in range(4))
+        return sorting_errors_by_levels(logits, ious, step, operators.sums_below)
+    found = torch.empty(4, num_queries, dtype=logits.dtype, device=logits.device)
+    rank, errors, shares, gradient = found
     sizes = num_queries, _bits_of(step.delta), _bits_of(step.shift)
-    num_programs = -(-num_queries // _ROWS)
-    tile = {"ROWS": _ROWS, "COLUMNS": _COLUMNS}
-    ious = ious.contiguous()
-    with _current(logits.device):
-        pair_kernels.find_sorting_errors[(num_programs,)](
-            logits, ious, rank, errors, shares, *sizes, **tile
-        )
-        pair_kernels.find_sorting_gradient[(num_programs,)](
-            logits, ious, errors, shares, gradient, *sizes, **tile
-        )
+    pairs = logits.contiguous(), ious.contiguous()
+    _launch_pairs(pair_kernels.find_sorting_errors, pairs, rank, errors, shares, *sizes)
+    _launch_pairs(pair_kernels.find_sorting_gradient, pairs, errors, shares, gradient, *sizes)
     return SortingErrors(rank, errors, gradient)
+
+
+def alrp_values(
+    sums: SumsOfRows,
+    errors: Tensor,
+    order: Tensor,
+    eps: float,
+    dtype: torch.dtype,
+    loc_dtype: torch.dtype,
+) -> ALRPValues:
+    """See :class:`Backend`."""
+    false_positives, among, errors_above = (x.contiguous() for x in sums)
+    values = ALRPValues(
+        cls=errors.new_empty((), dtype=dtype),
+        loc=errors.new_empty((), dtype=loc_dtype),
+        ranking_errors=torch.empty_like(errors),
+        rank=torch.empty_like(errors, dtype=dtype),
+        loc_weights=torch.empty_like(errors, dtype=loc_dtype),
+    )
+    inputs = false_positives, among, errors, errors_above, order
+    arguments = *inputs, *values, errors.numel(), _bits_of(eps)
+    _launch_sequential(kernels.alrp_values, values[:2], *arguments)
+    return values
+
+
+def ap_values(sums: SumsOfRows, dtype: torch.dtype) -> APValues:
+    """See :class:`Backend`."""
+    false_positives, among = sums.keys.contiguous(), sums.queries.contiguous()
+    values = APValues(among.new_empty((), dtype=dtype), torch.empty_like(among))
+    arguments = false_positives, among, *values, among.numel()
+    _launch_sequential(kernels.ap_values, values[:1], *arguments)
+    return values
 
 
 def rs_values(
@@ -189,30 +266,8 @@ def rs_values(
     inputs = [x.contiguous() for x in (false_positives, rank_among_positives, sorting_errors)]
     ranking, sorting = (false_positives.new_empty((), dtype=dtype) for _ in range(2))
     values = RSValues(ranking, sorting, torch.empty_like(false_positives))
-    _launch_sequential(kernels.rs_values, *inputs, *values, len(false_positives))
-    return values
-
-
-def alrp_values(
-    false_positives: Tensor,
-    rank: Tensor,
-    errors: Tensor,
-    errors_above: Tensor,
-    order: Tensor,
-    eps: float,
-    dtype: torch.dtype,
-    loc_dtype: torch.dtype,
-) -> ALRPValues:
-    """See :class:`Backend`."""
-    inputs = [x.contiguous() for x in (false_positives, rank, errors, errors_above, order)]
-    values = ALRPValues(
-        cls=rank.new_empty((), dtype=dtype),
-        loc=rank.new_empty((), dtype=loc_dtype),
-        ranking_errors=torch.empty_like(rank),
-        rank=torch.empty_like(rank, dtype=dtype),
-        loc_weights=torch.empty_like(rank, dtype=loc_dtype),
-    )
-    _launch_sequential(kernels.alrp_values, *inputs, *values, len(rank), _bits_of(eps))
+    arguments = *inputs, *values, false_positives.numel()
+    _launch_sequential(kernels.rs_values, values[:2], *arguments)
     return values
 
 
@@ -221,14 +276,17 @@ def try_out(device: torch.device) -> None:
     logits = torch.zeros(2, device=device)
     targets = torch.arange(2, device=device)
     found = survey(logits, targets, logits[:1])
-    matrix = FusedMatrix(logits.index_select(0, found.positives), 1.0)
+    order, queries, values = sort(found.logits, found.logits)
+    matrix = FusedMatrix(queries, 1.0)
     keys = matrix.locate(logits, targets)
-    sums = matrix.matvec(keys), matrix.among_queries(), matrix.among_queries(matrix.queries)
-    matrix.rmatvec(sums[0], keys.cells, logits)
-    order = matrix.descending_order(matrix.queries)
-    alrp_values(*sums, matrix.queries, order, 0.0, logits.dtype, logits.dtype)
-    errors = sorting_errors(matrix.queries, matrix.queries, Step(1.0))
-    rs_values(sums[0], errors.rank, errors.errors, logits.dtype)
+    sums = matrix.sums_of_rows(keys, values)
+    alrp_values(sums, values, order, 0.0, logits.dtype, logits.dtype)
+    errors = ap_values(sums, logits.dtype).errors
+    sorting = sorting_errors(matrix.queries, values, Step(1.0))
+    rs_values(sums.keys, sorting.rank, sorting.errors, logits.dtype)
+    for among in (None, (sorting.gradient, logits[0])):
+        update = Update(errors, sums.keys, logits[0], order, found.positives, 0, 1, among)
+        matrix.gradient(update, keys.cells, logits)
 
 
 def _as_integers(targets: Tensor) -> Tensor:
@@ -236,7 +294,12 @@ def _as_integers(targets: Tensor) -> Tensor:
     return targets.view(torch.uint8) if targets.dtype == torch.bool else targets
 
 
-def _num_programs(num_entries: int) -> int:
+def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
+    """For a kernel that does not use the argument."""
+    return other if tensor is None else tensor
+
+
+def _num_blocks(num_entries: int) -> int:
     return max(1, -(-num_entries // _BLOCK))
 
 
@@ -245,23 +308,26 @@ def _num_steps(num_values: int) -> int:
     return -(-num_values.bit_length() // 4) * 4
 
 
-def _launch(kernel, num_programs: int, *arguments) -> None:
-    with _current(arguments[0].device):
-        kernel[(num_programs,)](*arguments, BLOCK=_BLOCK)
+def _launch(kernel, num_programs: int, typed: tuple, *arguments, **constants) -> None:
+    launch(kernel, num_programs, typed, *arguments, **constants, BLOCK=_BLOCK)
 
 
-def _launch_sequential(kernel, *arguments) -> None:
-    with _current(arguments[0].device):
-        kernel[(1,)](*arguments, BLOCK=_SEQUENTIAL_BLOCK)
+def _launch_sequential(
+    kernel, typed: tuple, *arguments, num_programs: int = 1, **constants
+) -> None:
+    sizes = {"num_warps": _SEQUENTIAL_WARPS, "BLOCK": _SEQUENTIAL_BLOCK}
+    launch(kernel, num_programs, typed, *arguments, **constants, **sizes)
 
 
-def _current(device: torch.device):
-    """Triton launches on the current GPU, which need not be that of the tensors."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+def _launch_pairs(kernel, inputs: tuple[Tensor, Tensor], *arguments, **constants) -> None:
+    num_programs = -(-inputs[0].numel() // _ROWS)
+    tile = {"ROWS": _ROWS, "COLUMNS": _COLUMNS}
+    launch(kernel, num_programs, inputs, *inputs, *arguments, **constants, **tile)
 
 
 def _bits_of(value: float) -> int:
-    return struct.unpack("<q", struct.pack("<d", value))[0]
+    """At least 1, for Triton takes 0 for an integer of 32 bits; the float is next to 0."""
+    return struct.unpack("<q", struct.pack("<d", value))[0] or 1
 
 
 def _float_of(bits: int) -> float:

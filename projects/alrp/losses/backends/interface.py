@@ -22,10 +22,11 @@ from torch import Tensor
 class Survey(NamedTuple):
     """What one pass over the inputs of a loss finds, before anything is ranked.
 
-    All but ``positives`` are Python numbers, read from the device at once.
+    All but the first two are Python numbers, read from the device at once.
 
     Attributes:
         positives: (P_own,) int64, ascending indices of the positives.
+        logits: (P_own,) theirs, in that order.
         num_bad_logits: number of NaN and Inf among the logits of positives and negatives.
         num_bad_values: number of NaN and Inf among the values of the positives.
         num_outside: number of these values outside of their range, beyond rounding.
@@ -34,29 +35,94 @@ class Survey(NamedTuple):
     """
 
     positives: Tensor
+    logits: Tensor
     num_bad_logits: int
     num_bad_values: int
     num_outside: int
     largest: float
 
 
+class SortedPositives(NamedTuple):
+    """The positives of a ranking in ascending order of their logits; see ``Backend.sort``.
+
+    Attributes:
+        order: (P,) int64, ``order[i]`` is the former index of the i-th. Among equal logits, what
+            was later comes first: so it is ranked below.
+        queries: (P,) the sorted logits, in their dtype.
+        values: (P,) float64, what comes with each positive; None if nothing does.
+    """
+
+    order: Tensor
+    queries: Tensor
+    values: Tensor | None
+
+
 class LocatedKeys(NamedTuple):
     """The keys as a :class:`StepMatrix` sees them: their cells, and sums over each cell.
 
     Attributes:
-        cells: (S,) of :func:`cell_dtype`, the cell of each key; 0 for entries that are no keys.
-        mass: (C,) number of keys in each cell; undefined in cell 0.
-        moment: (C,) sum of their distances to the left edge of the cell; undefined in cell 0.
+        cells: (S,) of :func:`cell_dtype`, the cell of each key; 0 or less for all other entries.
+        sums: (2, C) float64, the number of keys in each cell, and the sum of their distances to its
+            left edge; undefined in cell 0.
     """
 
     cells: Tensor
-    mass: Tensor
-    moment: Tensor
+    sums: Tensor
 
 
 def cell_dtype(num_cells: int) -> torch.dtype:
     """int16 if it can number the cells, else int32."""
     return torch.int16 if num_cells - 1 <= torch.iinfo(torch.int16).max else torch.int32
+
+
+class SumsOfRows(NamedTuple):
+    """Sums of each query's row of a :class:`StepMatrix`, (P,) float64 each.
+
+    Attributes:
+        keys: over the keys: for positives and negatives of a ranking, smoothed number of negatives
+            ranked above each positive.
+        queries: over the queries, itself included.
+        weighted: over the queries, each with its weight.
+    """
+
+    keys: Tensor
+    queries: Tensor | None = None
+    weighted: Tensor | None = None
+
+
+def smoothed_rank(sums: SumsOfRows) -> Tensor:
+    """(P,) float64, smoothed rank of each positive among positives and negatives, >= 1."""
+    # Each positive counts itself as 1, of which H(0) = 1/2 is among those above.
+    rank = sums.queries + 0.5 + sums.keys
+    return rank.clamp(min=1.0)  # rounding could give less
+
+
+class Update(NamedTuple):
+    """The error-driven update of a ranking loss (arXiv:2009.13592, Eqs. 4 to 6 and Alg. 1).
+
+    Each positive i is pushed up by its error; the negatives that outrank it are pushed down by the
+    same total, shared in proportion to ``H(s_j - s_i)``. The loss is a mean over P positives.
+
+    Attributes:
+        errors: (P,) float64 >= 0, ascending; 0 wherever ``false_positives`` is 0.
+        false_positives: (P,) float64, sum of each positive's row over the negatives.
+        scale: scalar, the gradient that autograd passes down to the loss.
+        order: (P,) of :class:`SortedPositives`; it counts those of all processes.
+        positives: (P_own,) int64, indices of this process's positives.
+        num_before: number of positives of the processes before this one.
+        num_processes: gradients are multiplied by it, as ``DistributedDataParallel`` averages them.
+        among: of a second loss, which is between the positives: (P,) float64 gradient of the sum
+            over them, and the scalar that autograd passes down to the mean.
+    """
+
+    errors: Tensor
+    false_positives: Tensor
+    scale: Tensor
+    order: Tensor
+    positives: Tensor
+    num_before: int
+    num_processes: int
+    among: tuple[Tensor, Tensor] | None = None
 
 
 class ALRPValues(NamedTuple):
@@ -79,6 +145,18 @@ class ALRPValues(NamedTuple):
     ranking_errors: Tensor
     rank: Tensor
     loc_weights: Tensor
+
+
+class APValues(NamedTuple):
+    """What AP Loss is made of, see ``Backend.ap_values``.
+
+    Attributes:
+        value: scalar, one minus the mean interpolated precision.
+        errors: (P,) float64, one minus the interpolated precision of each positive, ascending.
+    """
+
+    value: Tensor
+    errors: Tensor
 
 
 class RSValues(NamedTuple):
@@ -165,11 +243,6 @@ class StepMatrix(ABC):
     @abstractmethod
     def __init__(self, queries: Tensor, delta: float) -> None: ...
 
-    @staticmethod
-    @abstractmethod
-    def descending_order(queries: Tensor) -> Tensor:
-        """(P,) int64 indices that sort descending; equal queries keep their order."""
-
     @abstractmethod
     def among_queries(self, weights: Tensor | None = None) -> Tensor:
         """``sum_k weights[k] * H(queries[k] - queries[i])`` for every query, k = i included.
@@ -217,6 +290,36 @@ class StepMatrix(ABC):
             Tensor: (S,) in the dtype of the logits.
         """
 
+    def sums_of_rows(self, keys: LocatedKeys, weights: Tensor | None = None) -> SumsOfRows:
+        """All sums of rows at once; the weighted ones only with (P,) ``weights``."""
+        weighted = None if weights is None else self.among_queries(weights)
+        return SumsOfRows(self.matvec(keys), self.among_queries(), weighted)
+
+    def gradient(self, update: Update, cells: Tensor, logits: Tensor) -> Tensor:
+        """The gradient of the logits of keys and queries.
+
+        Args:
+            update: what it is.
+            cells: (S,) of :meth:`locate`.
+            logits: (S,) those that were located.
+
+        Returns:
+            Tensor: (S,) in the dtype of the logits; sums to zero over all processes.
+        """
+        errors = update.errors
+        factor = update.num_processes / len(errors)
+        scaled = errors * (update.scale.to(errors.dtype) * factor)
+        least = torch.finfo(errors.dtype).tiny  # keeps 0 / 0 at 0
+        shares = scaled / update.false_positives.clamp(min=least)
+        gradient = self.rmatvec(shares, cells, logits)
+        if update.among is not None:
+            among, scale = update.among
+            scaled = torch.addcmul(scaled, among, scale.to(errors.dtype), value=-factor)
+        scaled = torch.empty_like(scaled).index_copy_(0, update.order, scaled)
+        own = scaled.narrow(0, update.num_before, len(update.positives)).to(gradient.dtype)
+        # Until now 0 there.
+        return gradient.index_add_(0, update.positives, own, alpha=-1)
+
 
 class CellSumMatrix(StepMatrix):
     """A :class:`StepMatrix` that sums its queries by cells too, as if they were keys."""
@@ -226,7 +329,7 @@ class CellSumMatrix(StepMatrix):
         return self._row_sums(*self._sum_queries(weights))
 
     def matvec(self, keys: LocatedKeys) -> Tensor:
-        return self._row_sums(keys.mass, keys.moment)
+        return self._row_sums(*keys.sums)
 
     @abstractmethod
     def _sum_queries(self, weights: Tensor) -> tuple[Tensor, Tensor]:

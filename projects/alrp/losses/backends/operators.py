@@ -19,7 +19,18 @@ from ..reductions import (
     prefix_sum_from_zero,
     suffix_sum,
 )
-from .interface import ALRPValues, CellSumMatrix, LocatedKeys, RSValues, Survey, cell_dtype
+from .interface import (
+    ALRPValues,
+    APValues,
+    CellSumMatrix,
+    LocatedKeys,
+    RSValues,
+    SortedPositives,
+    SumsOfRows,
+    Survey,
+    cell_dtype,
+    smoothed_rank,
+)
 
 # Entries worked on at a time: temporaries take up to 50 bytes per entry, so 200 MB per block.
 _BLOCK = 1 << 22
@@ -44,7 +55,8 @@ def survey(logits: Tensor, targets: Tensor, values: Tensor, most: float = math.i
     counts = torch.stack([fact.to(dtype) for fact in facts]).tolist()
     num_positives, bad_logits, bad_values, outside = map(int, counts[:4])
     positives = _indices_of_marked(is_positive, num_positives)
-    return Survey(positives, bad_logits, bad_values, outside, counts[4])
+    pos_logits = logits.index_select(0, positives)
+    return Survey(positives, pos_logits, bad_logits, bad_values, outside, counts[4])
 
 
 def _indices_of_marked(marks: Tensor, num_marked: int) -> Tensor:
@@ -53,6 +65,19 @@ def _indices_of_marked(marks: Tensor, num_marked: int) -> Tensor:
         return torch.nonzero_static(marks, size=num_marked).squeeze(1)
     except (AttributeError, NotImplementedError):  # older PyTorch, or its CUDA build
         return marks.nonzero().squeeze(1)
+
+
+def sort(logits: Tensor, values: Tensor | None = None) -> SortedPositives:
+    """See :class:`SortedPositives`."""
+    return in_order(torch.sort(logits, descending=True, stable=True).indices, logits, values)
+
+
+def in_order(descending: Tensor, logits: Tensor, values: Tensor | None) -> SortedPositives:
+    """The same from (P,) indices that sort descending, and keep the order of equal logits."""
+    order = descending.flip(0)
+    if values is not None:
+        values = values.index_select(0, order).to(accumulation_dtype(logits.device))
+    return SortedPositives(order, logits.index_select(0, order), values)
 
 
 class OperatorMatrix(CellSumMatrix):
@@ -81,10 +106,6 @@ class OperatorMatrix(CellSumMatrix):
         self._query_cells = self._find_cells(queries)
         self._query_offsets = self._offsets(self._query_cells, queries)
 
-    @staticmethod
-    def descending_order(queries: Tensor) -> Tensor:
-        return torch.sort(queries, descending=True, stable=True).indices
-
     def locate(self, logits: Tensor, targets: Tensor) -> LocatedKeys:
         num_turns = _TURNS.get(logits.device.type, 1)
         turns = torch.arange(min(_BLOCK, logits.numel()), device=logits.device) % num_turns
@@ -98,8 +119,8 @@ class OperatorMatrix(CellSumMatrix):
             cells = cells * num_turns + turns[: len(keys)]
             mass.scatter_add_(0, cells, torch.ones_like(offsets))
             moment.scatter_add_(0, cells, offsets)
-        sums = (x.view(-1, num_turns).sum(1) for x in (mass, moment))
-        return LocatedKeys(located, *sums)
+        sums = [x.view(-1, num_turns).sum(1) for x in (mass, moment)]
+        return LocatedKeys(located, torch.stack(sums))
 
     def rmatvec(self, weights: Tensor, cells: Tensor, logits: Tensor) -> Tensor:
         value, slope = self._column_profile(weights)
@@ -182,18 +203,25 @@ def rs_values(
     return RSValues(errors.mean().to(dtype), sorting_errors.mean().to(dtype), errors)
 
 
+def ap_values(sums: SumsOfRows, dtype: torch.dtype) -> APValues:
+    """See :class:`Backend`."""
+    interpolated = (1.0 - sums.keys / smoothed_rank(sums)).cummax(0).values
+    imprecisions = 1.0 - interpolated
+    # Without a negative above, the precision is 1 and the error 0, but for rounding.
+    return APValues(imprecisions.mean().to(dtype), imprecisions.clamp(min=0.0))
+
+
 def alrp_values(
-    false_positives: Tensor,
-    rank: Tensor,
+    sums: SumsOfRows,
     errors: Tensor,
-    errors_above: Tensor,
     order: Tensor,
     eps: float,
     dtype: torch.dtype,
     loc_dtype: torch.dtype,
 ) -> ALRPValues:
     """See :class:`Backend`."""
-    total = false_positives + (errors_above - 0.5 * errors)
+    false_positives, rank = sums.keys, smoothed_rank(sums)
+    total = false_positives + (sums.weighted - 0.5 * errors)
     weights = prefix_sum(1.0 / rank) / rank.numel()
     return ALRPValues(
         (false_positives / rank).mean().to(dtype),

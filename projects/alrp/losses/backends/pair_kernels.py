@@ -1,6 +1,6 @@
-"""The kernels of RS Loss for GPUs, in Triton, which form all pairs of positives.
+"""The kernels for GPUs, in Triton, which form all pairs of positives: to sort them, and for RS Loss.
 
-Shape shorthand: P positives, in ascending order of their logits. Every sum is one program's own, in
+Shape shorthand: P positives, for RS Loss in ascending order of their logits. Every sum is one program's own, in
 an order that never changes, so results have the same bits every time.
 """
 
@@ -15,6 +15,42 @@ def _step_between(upper, lower, delta_bits, shift_bits):
     """``H(upper - lower)``, see :class:`Step`; 0 where ``upper`` is -Inf or ``lower`` is Inf."""
     inverse = 0.5 / float_of(delta_bits)
     return tl.minimum(tl.maximum((upper - lower + float_of(shift_bits)) * inverse + 0.5, 0.0), 1.0)
+
+
+@kernel
+def sort_positives(
+    logits,
+    values,
+    order,
+    sorted_logits,
+    sorted_values,
+    num_queries,
+    VALUED: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Sort by logits, ascending, of equal ones the later first; write the order, and values too.
+
+    The place of a positive is the number of those that come before it.
+    """
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    is_row = i < num_queries
+    logit = tl.load(logits + i, mask=is_row, other=0.0)
+    before = tl.zeros([ROWS, COLUMNS], tl.int32)
+    start = 0
+    while start < num_queries:
+        j = start + tl.arange(0, COLUMNS)
+        other = tl.load(logits + j, mask=j < num_queries, other=float("inf"))[None, :]
+        is_before = other < logit[:, None]
+        is_before |= (other == logit[:, None]) & (j[None, :] > i[:, None])
+        before += is_before.to(tl.int32)
+        start += COLUMNS
+    place = tl.sum(before, 1)
+    tl.store(order + place, i.to(tl.int64), mask=is_row)
+    tl.store(sorted_logits + place, logit, mask=is_row)
+    if VALUED:
+        value = tl.load(values + i, mask=is_row, other=0.0)
+        tl.store(sorted_values + place, value.to(tl.float64), mask=is_row)
 
 
 @kernel

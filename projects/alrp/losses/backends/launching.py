@@ -1,0 +1,56 @@
+"""Launches kernels of Triton; known ones at once.
+
+Triton looks at every argument of a launch, to find out for what the kernel is to be compiled. That
+takes twice as long as the launch itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import torch
+from torch import Tensor
+from triton.runtime import JITFunction
+
+# What Triton has compiled, by all that it compiles anew for.
+_compiled: dict[tuple, object] = {}
+
+
+def launch(
+    kernel, num_programs: int, typed: tuple, *arguments, num_warps: int = 4, **constants
+) -> None:
+    """Launch a kernel of :func:`fused_kernels.kernel`, on the GPU of its first argument.
+
+    Args:
+        kernel: the function.
+        num_programs: size of its grid.
+        typed: those of the tensors that are of one dtype now and another then, or large; the first
+            one is the longest, if any has 2^31 elements.
+        arguments: tensors, integers and floats, in the kernel's order.
+        num_warps: of 32 threads each, for one program.
+        constants: the rest of its parameters, known when it is compiled, in their order.
+    """
+    device = arguments[0].device
+    with _current(device):
+        if not isinstance(kernel, JITFunction):  # that of the interpreter
+            kernel[(num_programs,)](*arguments, **constants, num_warps=num_warps)
+            return
+        constant_values = tuple(constants.values())
+        key = id(kernel), device.index, num_warps, constant_values, *map(_kind, typed)
+        compiled = _compiled.get(key)
+        if compiled is None:
+            options = {**constants, "num_warps": num_warps}
+            _compiled[key] = kernel[(num_programs,)](*arguments, **options)
+        else:
+            compiled[(num_programs, 1, 1)](*arguments, *constant_values)
+
+
+def _kind(tensor: Tensor) -> tuple:
+    """Dtype, whether the address is a multiple of 16, and whether its length needs 64 bits."""
+    return tensor.dtype, tensor.data_ptr() % 16 == 0, tensor.numel() >> 31 > 0
+
+
+def _current(device: torch.device):
+    """Triton launches on the current GPU, which need not be that of the tensors."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)
