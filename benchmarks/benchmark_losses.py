@@ -8,8 +8,9 @@ its targets in the form it wants, made outside the timing: int8 for the ranking 
 focal loss. Ratios are to fvcore's sigmoid_focal_loss_jit, which Detectron2's RetinaNet calls. Peak
 memory is what PyTorch's allocators give one call beyond its inputs, the gradient included. Not
 among it are the tables of the compiled loops, less than 100 bytes per positive and 0.1 MiB. On a
-GPU there are also the number of kernels launched, the bytes that they read and write for each logit
-(each tensor counted once per kernel), and how often the call waits for the GPU.
+GPU there are also the number of kernels launched, the time that they run ("GPU ms", the rest is
+launching), the bytes that they read and write for each logit (each tensor counted once per kernel),
+and how often the call waits for the GPU.
 
 A second table says how many times as long aLRP and RS Loss take with twice as many positives, or
 logits.
@@ -26,9 +27,9 @@ from measuring import (
     bytes_moved,
     device_name,
     environment,
+    gpu_work,
     json_file,
     medians_in_turns,
-    num_launches,
     peak_bytes,
     whole_number,
     write_json,
@@ -262,13 +263,15 @@ def measure(case: Case, repeats: int) -> list:
         name: partial(loss, case) for name, loss in make_losses().items() if name not in skipped
     }
     medians = medians_in_turns(calls, repeats, device, WARM_UP)
+    work = {name: gpu_work(call, device) for name, call in calls.items()}
     rows = [
         {
             "loss": name,
             "milliseconds": 1e3 * medians[name],
             "ratio": medians[name] / medians[BASELINE],
             "peak_bytes": peak_bytes(call, device),
-            "launches": num_launches(call, device),
+            "launches": work[name] and work[name].launches,
+            "gpu_milliseconds": work[name] and 1e3 * work[name].seconds,
             "bytes_moved": bytes_moved(call, device),
             "synchronisations": synchronisations(call, device),
         }
@@ -301,7 +304,8 @@ def line(result: dict) -> str:
     text += "{milliseconds:>10.1f} {ratio:>7.2f}".format(**result)
     moved = result["bytes_moved"]
     per_logit = None if moved is None else f"{moved / result['size']:.0f}"
-    counts = result["launches"], per_logit, result["synchronisations"]
+    busy = result["gpu_milliseconds"]
+    counts = result["launches"], busy and f"{busy:.3f}", per_logit, result["synchronisations"]
     cells = "".join(f" {'-' if x is None else x:>8}" for x in counts)
     return f"{text} {result['peak_bytes'] / MIB:>9.1f}{cells}"
 
@@ -342,8 +346,9 @@ def main(argv=None) -> int:
         torch.set_num_threads(args.threads)
     document = {**environment(torch.device(args.device)), "baseline": BASELINE}
     print(", ".join(f"{key}: {value}" for key, value in document.items()))
-    columns = "logits", "pos.", "stage", "loss", "ms", "ratio", "MiB", "launches", "B/logit", "syncs"
-    print("{:>10} {:>6} {:7} {:20}{:>10} {:>7} {:>9} {:>8} {:>8} {:>8}".format(*columns))
+    columns = "logits", "pos.", "stage", "loss", "ms", "ratio", "MiB"
+    columns += "launches", "GPU ms", "B/logit", "syncs"
+    print("{:>10} {:>6} {:7} {:20}{:>10} {:>7} {:>9} {:>8} {:>8} {:>8} {:>8}".format(*columns))
     document.update(results=[], growth=[])
     cases = [
         dict(zip(("size", "positives", "stage"), values))

@@ -19,10 +19,10 @@ from measuring import (
     bytes_moved,
     device_name,
     environment,
+    gpu_work,
     json_file,
     markdown,
     medians_in_turns,
-    num_launches,
     peak_bytes,
     random_boxes,
     whole_number,
@@ -81,11 +81,12 @@ def measure(gt_boxes: Tensor, anchors: list[Tensor], repeats: int) -> dict:
         "detectron2": lambda: detectron2(pairwise_iou(gt, all_anchors)),
     }
     seconds = medians_in_turns(functions, repeats, device)
+    work = {name: gpu_work(function, device) for name, function in functions.items()}
     return {
         name: {
             "seconds": seconds[name],
             "peak_bytes": peak_bytes(function, device),
-            "launches": num_launches(function, device),
+            "launches": work[name] and work[name].launches,
             "bytes_moved": bytes_moved(function, device),
         }
         for name, function in functions.items()

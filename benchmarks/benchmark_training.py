@@ -28,10 +28,10 @@ from fvcore.nn.precise_bn import update_bn_stats
 from measuring import (
     device_name,
     environment,
+    gpu_work,
     json_file,
     markdown,
     medians_in_turns,
-    num_launches,
     peak_bytes,
     peak_of_process,
     random_batch,
@@ -189,7 +189,8 @@ def measure(args) -> dict:
     steps = {name: lambda trainer=trainer: step(trainer) for name, trainer in trainers.items()}
     seconds = medians_in_turns(steps, args.iterations, device)
     for name, trainer in trainers.items():
-        results[name].update(seconds=seconds[name], launches=num_launches(steps[name], device))
+        work = gpu_work(steps[name], device)
+        results[name].update(seconds=seconds[name], launches=work and work.launches)
         medians = medians_in_turns(parts(trainer), args.iterations, device)
         for part, value in medians.items():
             results[name][f"{part}_seconds"] = value

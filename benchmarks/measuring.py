@@ -15,10 +15,11 @@ import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterator, NamedTuple
 from unittest import mock
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -106,15 +107,31 @@ def _seconds_of(function: Callable, device: torch.device) -> float:
         return start.elapsed_time(end) / 1e3
 
 
-def num_launches(function: Callable, device: torch.device) -> int | None:
-    """Number of kernels that one call launches on a GPU, by PyTorch's profiler; None on a CPU."""
+class GPUWork(NamedTuple):
+    """What one call does on a GPU, by PyTorch's profiler.
+
+    Attributes:
+        launches: number of kernels.
+        seconds: time in which these, and copies, run. The rest of a call's time the GPU waits for
+            launches; in a training step it often has other work by then.
+    """
+
+    launches: int
+    seconds: float
+
+
+def gpu_work(function: Callable, device: torch.device) -> GPUWork | None:
+    """The work of one call; None on a CPU."""
     if device.type != "cuda":
         return None
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         function()
         _synchronize(device)
+    events = profiler.key_averages()
     # cudaLaunchKernel and its variants; cuLaunchKernelEx is that of Triton.
-    return sum(event.count for event in profiler.key_averages() if "LaunchKernel" in event.key)
+    launches = sum(event.count for event in events if "LaunchKernel" in event.key)
+    running = [event for event in events if event.device_type == DeviceType.CUDA]
+    return GPUWork(launches, sum(event.self_device_time_total for event in running) / 1e6)
 
 
 def bytes_moved(function: Callable, device: torch.device) -> int | None:

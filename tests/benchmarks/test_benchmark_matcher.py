@@ -154,11 +154,12 @@ def test_bytes_moved_are_those_of_all_tensors_but_views(measuring):
 def test_bytes_moved_by_kernels_of_triton_are_counted(measuring, monkeypatch):
     fused = pytest.importorskip("alrp.losses.backends.fused")
     monkeypatch.setattr(measuring, "_only_makes_room", lambda func: True)  # no operators
+    monkeypatch.setattr(fused, "_BLOCK", 512)
     logits, targets = torch.zeros(1000), torch.zeros(1000, dtype=torch.int8)
     targets[3] = 1
     moved = measuring.bytes_moved(
         lambda: fused.survey(logits, targets, logits[:1]), torch.device("cuda")
     )
-    facts, counts, ends, positives = 5 * 8, 4, 8, 8
+    facts, counts, positives, pos_logits = (5 + 1) * 8, 2 * 4, 8, 4
     survey = 4 * 1000 + 1000 + 4 + facts + counts
-    assert moved == survey + 1000 + counts + ends + positives
+    assert moved == survey + 4 * 1000 + 1000 + facts + counts + positives + pos_logits
