@@ -215,9 +215,10 @@ def test_where_triton_does_not_work_operators_rank_with_one_warning(monkeypatch,
 
 
 COMPILE = """
-import itertools, triton
+import itertools, torch, triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
 from alrp.losses.backends import fused_kernels, pair_kernels
 
 POINTERS = {
@@ -251,6 +252,29 @@ def type_of(kernel, name, kinds):
     return kinds.get(pointer, pointer)
 
 
+def told_apart(function):
+    '''What Triton tells apart: of equal dtypes, for sizes and addresses of any kind.'''
+    aligned = torch.zeros(9)
+    binder = create_function_from_signature(
+        function.signature, function.params, make_backend(GPUTarget("cuda", 90, 32))
+    )
+    for size, wide, small in ((16, 0, aligned), (1, 2**62, aligned[1:]), (7, 1, aligned[2:])):
+        arguments = []
+        for name in function.arg_names:
+            if name.endswith("_bits") or name in ("num_entries", "num_sums"):
+                arguments.append(wide)
+            elif name.startswith("num_"):
+                arguments.append(size)
+            elif name == "most":
+                arguments.append(float(size))
+            elif name.isupper():
+                arguments.append(CONSTANTS[name])
+            else:
+                is_large = name in ("logits", "targets", "cells", "results")
+                arguments.append(aligned if is_large else small)
+        yield binder(*arguments)[1]
+
+
 for kernel, kinds in itertools.product(
     "survey place_positives sort_positives merge locate collect sum_rows alrp_values ap_values"
     " rs_values column_profile evaluate find_sorting_errors find_sorting_gradient".split(),
@@ -260,6 +284,8 @@ for kernel, kinds in itertools.product(
         continue
     CONSTANTS["BLOCK"] = 1024 if kernel in ("survey", "locate") else 4096
     function = getattr(fused_kernels, kernel, None) or getattr(pair_kernels, kernel)
+    first, *others = told_apart(function)
+    assert others == [first, first], kernel
     signature = {name: type_of(kernel, name, kinds) for name in function.arg_names}
     constants = {name: CONSTANTS[name] for name in function.arg_names if name in CONSTANTS}
     source = ASTSource(function, signature, constants)
@@ -272,7 +298,10 @@ for kernel, kinds in itertools.product(
 
 @pytest.mark.slow
 def test_every_kernel_compiles_for_a_gpu(tmp_path):
-    """With the compiler of NVIDIA that comes with Triton; no GPU is needed."""
+    """With the compiler of NVIDIA that comes with Triton; no GPU is needed.
+
+    And only once: ``launching`` would else launch what was compiled for other arguments.
+    """
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     result = subprocess.run(
         [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True

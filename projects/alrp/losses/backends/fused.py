@@ -326,8 +326,7 @@ def _launch_pairs(kernel, inputs: tuple[Tensor, Tensor], *arguments, **constants
 
 
 def _bits_of(value: float) -> int:
-    """At least 1, for Triton takes 0 for an integer of 32 bits; the float is next to 0."""
-    return struct.unpack("<q", struct.pack("<d", value))[0] or 1
+    return struct.unpack("<q", struct.pack("<d", value))[0]
 
 
 def _float_of(bits: int) -> float:

@@ -23,7 +23,7 @@ def kernel(function):
     """A kernel that is compiled once for all sizes.
 
     Triton would compile again where a number is a multiple of 16, or an address: only arrays of all
-    entries gain by that.
+    entries gain by that. Numbers that can need 64 bits say so.
     """
     names = set(inspect.signature(function).parameters)
     numbers = {name for name in names if name.startswith("num_") or name.endswith("_bits")}
@@ -53,7 +53,15 @@ def _zero(BLOCK: tl.constexpr):
 
 @kernel
 def survey(
-    logits, targets, values, most, facts, counts, num_entries, num_values, BLOCK: tl.constexpr
+    logits,
+    targets,
+    values,
+    most,
+    facts,
+    counts,
+    num_entries: tl.int64,
+    num_values,
+    BLOCK: tl.constexpr,
 ):
     """Write the number of positives of each program; add to int64 ``facts``.
 
@@ -94,7 +102,14 @@ def survey(
 
 @kernel
 def place_positives(
-    logits, targets, facts, counts, positives, pos_logits, num_entries, BLOCK: tl.constexpr
+    logits,
+    targets,
+    facts,
+    counts,
+    positives,
+    pos_logits,
+    num_entries: tl.int64,
+    BLOCK: tl.constexpr,
 ):
     """Write indices, ascending, and logits of the positives; the rest is of :func:`survey`."""
     program = tl.program_id(0)
@@ -178,10 +193,10 @@ def merge(
     sums,
     num_queries,
     num_buckets,
-    num_sums,
+    num_sums: tl.int64,
     num_merging,
     num_counting,
-    delta_bits,
+    delta_bits: tl.int64,
     NUM_STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -267,11 +282,11 @@ def locate(
     integers,
     cells,
     sums,
-    num_entries,
+    num_entries: tl.int64,
     num_queries,
     num_buckets,
     num_turns,
-    scale_bits,
+    scale_bits: tl.int64,
     BLOCK: tl.constexpr,
 ):
     """Write the cell of each key, -1 for positives, else 0; add to the sums of the cells.
@@ -329,7 +344,7 @@ def locate(
 
 
 @kernel
-def collect(sums, cell_sums, num_cells, num_turns, scale_bits, BLOCK: tl.constexpr):
+def collect(sums, cell_sums, num_cells, num_turns, scale_bits: tl.int64, BLOCK: tl.constexpr):
     """Write the (2, C) sums of :class:`LocatedKeys` from those of :func:`locate`."""
     cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = cell < num_cells
@@ -429,7 +444,7 @@ def sum_rows(
     sums,
     num_queries,
     num_before,
-    delta_bits,
+    delta_bits: tl.int64,
     BLOCK: tl.constexpr,
 ):
     """Write sums of rows, each by a sequential program, of three from number ``num_before`` on.
@@ -535,7 +550,7 @@ def alrp_values(
     own_ranks,
     loc_weights,
     num_queries,
-    eps_bits,
+    eps_bits: tl.int64,
     BLOCK: tl.constexpr,
 ):
     """Write the parts of :class:`ALRPValues`. Sequential."""
@@ -620,7 +635,7 @@ def column_profile(
     num_before,
     num_own,
     num_processes,
-    delta_bits,
+    delta_bits: tl.int64,
     UPDATE: tl.constexpr,
     AMONG: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -684,7 +699,7 @@ def evaluate(
     floats,
     profile,
     results,
-    num_entries,
+    num_entries: tl.int64,
     num_cells,
     KEPT: tl.constexpr,
     BLOCK: tl.constexpr,

@@ -23,8 +23,7 @@ def launch(
     Args:
         kernel: the function.
         num_programs: size of its grid.
-        typed: those of the tensors that are of one dtype now and another then, or large; the first
-            one is the longest, if any has 2^31 elements.
+        typed: those of the tensors that are of one dtype now and another then, or of all entries.
         arguments: tensors, integers and floats, in the kernel's order.
         num_warps: of 32 threads each, for one program.
         constants: the rest of its parameters, known when it is compiled, in their order.
@@ -45,8 +44,8 @@ def launch(
 
 
 def _kind(tensor: Tensor) -> tuple:
-    """Dtype, whether the address is a multiple of 16, and whether its length needs 64 bits."""
-    return tensor.dtype, tensor.data_ptr() % 16 == 0, tensor.numel() >> 31 > 0
+    """Dtype, and whether the address is a multiple of 16."""
+    return tensor.dtype, tensor.data_ptr() % 16 == 0
 
 
 def _current(device: torch.device):

@@ -61,8 +61,8 @@ def find_sorting_errors(
     errors,
     shares,
     num_queries,
-    delta_bits,
-    shift_bits,
+    delta_bits: tl.int64,
+    shift_bits: tl.int64,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -114,8 +114,8 @@ def find_sorting_gradient(
     shares,
     gradients,
     num_queries,
-    delta_bits,
-    shift_bits,
+    delta_bits: tl.int64,
+    shift_bits: tl.int64,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
