@@ -229,8 +229,8 @@ POINTERS = {
     "flags": "*i8",
     **dict.fromkeys(["facts", "positives", "sums", "order"], "*i64"),
 }
-CONSTANTS = {"BLOCK": 1024, "NUM_STEPS": 12, "UPDATE": True, "KEPT": True, "AMONG": True, "VALUED": True}
-CONSTANTS.update(ROWS=16, COLUMNS=64)
+CONSTANTS = {"BLOCK": 1024, "NUM_STEPS": 12, "ROWS": 16, "COLUMNS": 64}
+CONSTANTS.update(dict.fromkeys(["UPDATE", "KEPT", "AMONG", "VALUED"], True))
 WIDE = {"FLOAT": "*fp64", "CELLS": "*i32", "TARGETS": "*i64", "SIZE": "i64"}
 NARROW = {"FLOAT": "*fp32", "CELLS": "*i16", "TARGETS": "*i8", "SIZE": "i32"}
 

@@ -96,9 +96,8 @@ def alrp_loss(
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps must be a finite number >= 0, but is {eps}; the default is 1e-5.")
     logits = checked_logits(logits, targets, delta)
-    per_positive = ValuePerPositive(
-        "loc_errors", loc_errors, "an error is 0 for a perfect box, and else positive"
-    )
+    meaning = "an error is 0 for a perfect box, and else positive"
+    per_positive = ValuePerPositive("loc_errors", loc_errors, meaning, are_weights=True)
     ranked = rank_positives(logits, targets, delta, per_positive, group)
     if ranked is None:
         # An empty sum is 0 even if an ignored logit is Inf, and keeps the inputs in the graph.

@@ -32,12 +32,14 @@ class ValuePerPositive(NamedTuple):
         values: (P_own,) floating point, in ``targets`` order.
         meaning: of a value, for messages.
         most: greatest value; the least is 0.
+        are_weights: whether sums over the positives are wanted with these weights.
     """
 
     name: str
     values: Tensor
     meaning: str
     most: float = math.inf
+    are_weights: bool = False
 
 
 class Ranking(NamedTuple):
@@ -49,9 +51,9 @@ class Ranking(NamedTuple):
         positives: (P_own,) int64, ascending indices of this process's positives among the S.
         shared: the positives of all processes, process by process.
         order: (P,) int64; ``order[i]`` is the index in ``shared`` of the i-th positive.
-        values: (P,) float64 of all positives, if the loss was given one for each.
-        sums: of each positive, over the negatives and among the positives, where ``values`` are the
-            weights. Of no use after the hard step, but for those over the negatives.
+        values: (P,) float64 of all positives, or (0,) if the loss was given none.
+        sums: of each positive, over the negatives and among the positives. Of no use after the hard
+            step, but for those over the negatives.
         matrix: the smoothed step with the positives as queries.
         step: between the queries.
     """
@@ -59,7 +61,7 @@ class Ranking(NamedTuple):
     positives: Tensor
     shared: SharedPositives
     order: Tensor
-    values: Tensor | None
+    values: Tensor
     sums: SumsOfRows
     matrix: StepMatrix
     step: Step
@@ -96,8 +98,6 @@ def rank_positives(
     delta: float,
     per_positive: ValuePerPositive | None = None,
     group: dist.ProcessGroup | None = None,
-    *,
-    among_positives: bool = True,
 ) -> tuple[Ranking, Tensor] | None:
     """Rank the positives of a mini-batch, once the values of its inputs have been checked.
 
@@ -110,7 +110,6 @@ def rank_positives(
         delta: half width of the step; 0 for the hard step, which is 1 at 0.
         per_positive: checked to match the positives, if given.
         group: processes whose mini-batches are ranked together; None for this one's alone.
-        among_positives: whether ``Ranking.sums`` are wanted that are among the positives.
 
     Returns:
         tuple[Ranking, Tensor]: the ranking, and (S,) the negatives' cells in its matrix, which
@@ -131,17 +130,15 @@ def rank_positives(
     if len(shared) == 0:
         return None
     chosen = backend(logits.device)
-    values = None if per_positive is None else shared.gather(per_positive.values)
+    values = shared.gather(per_positive.values) if per_positive else logits[:0]
     order, queries, values = chosen.sort(shared.gather(found.logits), values)
     step = Step(delta) if delta else HARD_STEP
     if not delta:
         queries, logits = _as_ordinals(queries, logits)
     matrix = chosen.matrix(queries, step.delta)
     negatives = matrix.locate(logits, targets)
-    if among_positives:
-        sums = matrix.sums_of_rows(negatives, values)
-    else:
-        sums = SumsOfRows(matrix.matvec(negatives))
+    weights = values if per_positive and per_positive.are_weights else values[:0]
+    sums = matrix.sums_of_rows(negatives, weights)
     sums = sums._replace(keys=shared.sum(sums.keys))
     ranking = Ranking(found.positives, shared, order, values, sums, matrix, step)
     return ranking, negatives.cells
@@ -180,7 +177,7 @@ def _surveyed(
         FloatingPointError: if a logit that is not ignored, or a value, is not finite, or if a
             positive's logit is so large that ``delta`` vanishes beside it.
     """
-    name, values, meaning, most = per_positive or ValuePerPositive("", logits[:0], "")
+    name, values, meaning, most, _ = per_positive or ValuePerPositive("", logits[:0], "")
     found = backend(logits.device).survey(logits, targets, values, most)
     if per_positive and len(values) != len(found.positives):
         raise ValueError(

@@ -85,7 +85,7 @@ def rs_loss(
         )
     logits = checked_logits(logits, targets, delta or HARD_STEP.delta)
     per_positive = ValuePerPositive("ious", ious, "pass the IoU of each positive's box", most=1.0)
-    ranked = rank_positives(logits, targets, delta, per_positive, group, among_positives=False)
+    ranked = rank_positives(logits, targets, delta, per_positive, group)
     if ranked is None:
         # An empty sum is 0 even if an ignored logit is Inf, and keeps the logits in the graph.
         return RSLossOutput(logits[:0].sum(), logits[:0].sum())

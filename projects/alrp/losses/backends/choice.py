@@ -30,7 +30,7 @@ class Backend(NamedTuple):
     Attributes:
         survey: function of logits (S,), targets (S,), one value per positive (P_own,), and the
             greatest that such a value may be.
-        sort: function of logits of positives (P,), and of one value per positive (P,) or None.
+        sort: function of logits of positives (P,), and of one value per positive (P,), or (0,).
         matrix: its subclass of :class:`StepMatrix`.
         sorting_errors: see :func:`alrp.losses.backends.sorting.sorting_errors`: function of logits
             and IoUs of the positives, both (P,) float64, the logits ascending; and of the step.
@@ -44,7 +44,7 @@ class Backend(NamedTuple):
     """
 
     survey: Callable[..., Survey]
-    sort: Callable[[Tensor, Tensor | None], SortedPositives]
+    sort: Callable[[Tensor, Tensor], SortedPositives]
     matrix: type[StepMatrix]
     sorting_errors: Callable[[Tensor, Tensor, Step], SortingErrors]
     rs_values: Callable[..., RSValues]

@@ -56,7 +56,7 @@ def survey(logits: Tensor, targets: Tensor, values: Tensor, most: float = math.i
     return Survey(positives, pos_logits, sum(num_bad_logits), *bad_values, largest)
 
 
-def sort(logits: Tensor, values: Tensor | None = None) -> SortedPositives:
+def sort(logits: Tensor, values: Tensor) -> SortedPositives:
     """See :class:`SortedPositives`."""
     descending = torch.from_numpy(kernels.descending_order(_array(logits.double())))
     return in_order(descending, logits, values)

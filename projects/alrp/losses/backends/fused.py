@@ -55,8 +55,9 @@ def survey(logits: Tensor, targets: Tensor, values: Tensor, most: float = math.i
     num_groups = -(-num_programs // kernels.GROUP.value)
     facts = torch.zeros(5 + num_groups, dtype=torch.int64, device=device)
     counts = torch.empty(num_programs, dtype=torch.int32, device=device)
-    arguments = logits, targets, values, float(most), facts, counts, num_entries, num_values
-    _launch(kernels.survey, num_programs, (logits, targets, values), *arguments)
+    inputs = logits, targets, values
+    sizes = num_entries, num_values
+    _launch(kernels.survey, num_programs, inputs, *inputs, float(most), facts, counts, *sizes)
     num_positives, bad_logits, bad_values, num_outside, largest = facts[:5].tolist()
     positives = torch.empty(num_positives, dtype=torch.int64, device=device)
     pos_logits = torch.empty(num_positives, dtype=logits.dtype, device=device)
@@ -66,22 +67,19 @@ def survey(logits: Tensor, targets: Tensor, values: Tensor, most: float = math.i
     return Survey(positives, pos_logits, bad_logits, bad_values, num_outside, _float_of(largest))
 
 
-def sort(logits: Tensor, values: Tensor | None = None) -> SortedPositives:
+def sort(logits: Tensor, values: Tensor) -> SortedPositives:
     """See :class:`SortedPositives`; up to 16,384 positives are sorted by all pairs of them."""
     num_positives = logits.numel()
     if num_positives > _MOST_PAIRED:
         return operators.sort(logits, values)
-    logits = logits.contiguous()
-    order = torch.empty_like(logits, dtype=torch.int64)
-    queries, sorted_values = torch.empty_like(logits), None
-    if values is not None:
-        values = values.contiguous()
-        sorted_values = torch.empty_like(logits, dtype=torch.float64)
-    inputs = logits, _or(values, logits)
-    arguments = order, queries, _or(sorted_values, queries), num_positives
-    valued = values is not None
-    _launch_pairs(pair_kernels.sort_positives, inputs, *arguments, VALUED=valued)
-    return SortedPositives(order, queries, sorted_values)
+    inputs = logits.contiguous(), values.contiguous()
+    order = torch.empty_like(inputs[0], dtype=torch.int64)
+    found = SortedPositives(
+        order, torch.empty_like(inputs[0]), torch.empty_like(inputs[1], dtype=torch.float64)
+    )
+    valued = values.numel() > 0
+    _launch_pairs(pair_kernels.sort_positives, inputs, *found, num_positives, VALUED=valued)
+    return found
 
 
 class FusedMatrix(StepMatrix):
@@ -130,8 +128,8 @@ class FusedMatrix(StepMatrix):
     def locate(self, logits: Tensor, targets: Tensor) -> LocatedKeys:
         num_entries, num_cells, device = logits.numel(), self._num_cells, logits.device
         num_turns = max(_TURNS, -(-num_entries // _KEYS_PER_TURN))
-        sums, self._sums = self._sums, None
-        if sums is None or num_turns > _TURNS:
+        sums, self._sums = self._sums, self._sums[:0]  # they are clear only once
+        if sums.numel() < num_turns * 2 * num_cells:
             sums = torch.zeros(num_turns * 2 * num_cells, dtype=torch.int64, device=device)
         cells = torch.empty(num_entries, dtype=cell_dtype(num_cells), device=device)
         inputs = logits, _as_integers(targets)
@@ -153,9 +151,10 @@ class FusedMatrix(StepMatrix):
     def among_queries(self, weights: Tensor | None = None) -> Tensor:
         return self._sum_rows(None, weights, 1 if weights is None else 2, 1)[0]
 
-    def sums_of_rows(self, keys: LocatedKeys, weights: Tensor | None = None) -> SumsOfRows:
-        sums = self._sum_rows(keys, weights, 0, 2 if weights is None else 3)
-        return SumsOfRows(*sums.unbind(), *([None] if weights is None else []))
+    def sums_of_rows(self, keys: LocatedKeys, weights: Tensor) -> SumsOfRows:
+        is_weighted = weights.numel() > 0
+        sums = self._sum_rows(keys, weights, 0, 3 if is_weighted else 2).unbind()
+        return SumsOfRows(sums[0], sums[1], sums[2] if is_weighted else weights)
 
     def _sum_rows(
         self, keys: LocatedKeys | None, weights: Tensor | None, first: int, count: int
@@ -173,7 +172,9 @@ class FusedMatrix(StepMatrix):
 
     def rmatvec(self, weights: Tensor, cells: Tensor, logits: Tensor) -> Tensor:
         weights = weights.contiguous()
-        return self._sums_of_columns(Update(weights, *[weights] * 4, 0, 1), cells, logits, False)
+        return self._sums_of_columns(
+            Update(weights, weights, weights, weights, weights, 0, 1), cells, logits, False
+        )
 
     def gradient(self, update: Update, cells: Tensor, logits: Tensor) -> Tensor:
         return self._sums_of_columns(update, cells, logits, True)
@@ -184,8 +185,8 @@ class FusedMatrix(StepMatrix):
         """:meth:`gradient`, or else :meth:`rmatvec` with the errors as weights."""
         profile = torch.empty(2 * self._num_cells, dtype=torch.float64, device=logits.device)
         results = torch.empty_like(logits)
-        errors, false_positives, scale, order, positives, num_before, num_processes, among = update
-        among, among_scale = among or (errors, scale)
+        errors, false_positives, scale, order, positives, num_before, num_processes, _ = update
+        among, among_scale = update.among or (errors, scale)
         _launch_sequential(
             kernels.column_profile,
             (scale, among_scale, results),
@@ -292,11 +293,6 @@ def try_out(device: torch.device) -> None:
 def _as_integers(targets: Tensor) -> Tensor:
     """Kernels take no bool."""
     return targets.view(torch.uint8) if targets.dtype == torch.bool else targets
-
-
-def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
-    """For a kernel that does not use the argument."""
-    return other if tensor is None else tensor
 
 
 def _num_blocks(num_entries: int) -> int:

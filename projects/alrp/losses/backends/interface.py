@@ -49,12 +49,12 @@ class SortedPositives(NamedTuple):
         order: (P,) int64, ``order[i]`` is the former index of the i-th. Among equal logits, what
             was later comes first: so it is ranked below.
         queries: (P,) the sorted logits, in their dtype.
-        values: (P,) float64, what comes with each positive; None if nothing does.
+        values: (P,) float64, what comes with each positive; (0,) if nothing does.
     """
 
     order: Tensor
     queries: Tensor
-    values: Tensor | None
+    values: Tensor
 
 
 class LocatedKeys(NamedTuple):
@@ -82,12 +82,12 @@ class SumsOfRows(NamedTuple):
         keys: over the keys: for positives and negatives of a ranking, smoothed number of negatives
             ranked above each positive.
         queries: over the queries, itself included.
-        weighted: over the queries, each with its weight.
+        weighted: over the queries, each with its weight; (0,) if there are no weights.
     """
 
     keys: Tensor
-    queries: Tensor | None = None
-    weighted: Tensor | None = None
+    queries: Tensor
+    weighted: Tensor
 
 
 def smoothed_rank(sums: SumsOfRows) -> Tensor:
@@ -290,9 +290,9 @@ class StepMatrix(ABC):
             Tensor: (S,) in the dtype of the logits.
         """
 
-    def sums_of_rows(self, keys: LocatedKeys, weights: Tensor | None = None) -> SumsOfRows:
-        """All sums of rows at once; the weighted ones only with (P,) ``weights``."""
-        weighted = None if weights is None else self.among_queries(weights)
+    def sums_of_rows(self, keys: LocatedKeys, weights: Tensor) -> SumsOfRows:
+        """All sums of rows at once; ``weights`` are (P,), or (0,) for none."""
+        weighted = self.among_queries(weights) if weights.numel() else weights
         return SumsOfRows(self.matvec(keys), self.among_queries(), weighted)
 
     def gradient(self, update: Update, cells: Tensor, logits: Tensor) -> Tensor:

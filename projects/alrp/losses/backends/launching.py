@@ -7,12 +7,13 @@ takes twice as long as the launch itself.
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 import torch
 from torch import Tensor
 from triton.runtime import JITFunction
 
 # What Triton has compiled, by all that it compiles anew for.
-_compiled: dict[tuple, object] = {}
+_compiled: dict[tuple, Any] = {}
 
 
 def launch(

@@ -67,16 +67,17 @@ def _indices_of_marked(marks: Tensor, num_marked: int) -> Tensor:
         return marks.nonzero().squeeze(1)
 
 
-def sort(logits: Tensor, values: Tensor | None = None) -> SortedPositives:
+def sort(logits: Tensor, values: Tensor) -> SortedPositives:
     """See :class:`SortedPositives`."""
     return in_order(torch.sort(logits, descending=True, stable=True).indices, logits, values)
 
 
-def in_order(descending: Tensor, logits: Tensor, values: Tensor | None) -> SortedPositives:
+def in_order(descending: Tensor, logits: Tensor, values: Tensor) -> SortedPositives:
     """The same from (P,) indices that sort descending, and keep the order of equal logits."""
     order = descending.flip(0)
-    if values is not None:
-        values = values.index_select(0, order).to(accumulation_dtype(logits.device))
+    if values.numel():
+        values = values.index_select(0, order)
+    values = values.to(accumulation_dtype(logits.device))
     return SortedPositives(order, logits.index_select(0, order), values)
 
 

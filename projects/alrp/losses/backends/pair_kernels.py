@@ -1,7 +1,7 @@
-"""The kernels for GPUs, in Triton, which form all pairs of positives: to sort them, and for RS Loss.
+"""Kernels for GPUs, in Triton, that form all pairs of positives: to sort them, and for RS Loss.
 
-Shape shorthand: P positives, for RS Loss in ascending order of their logits. Every sum is one program's own, in
-an order that never changes, so results have the same bits every time.
+Shape shorthand: P positives; for RS Loss in ascending order of their logits. Every sum is one
+program's own, in an order that never changes, so results have the same bits every time.
 """
 
 import triton
