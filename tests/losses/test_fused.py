@@ -177,7 +177,7 @@ def test_two_runs_give_the_same_bits(use, loss, monkeypatch):
 @pytest.mark.parametrize(
     "loss, options", [("alrp", {}), ("ap", {}), ("rs", {}), ("rs", {"delta": 0.0})]
 )
-def test_a_call_launches_at_most_40_kernels_and_waits_once(loss, options, dtype):
+def test_a_call_launches_few_kernels_and_waits_once(loss, options, dtype):
     """Forward and backward; a survey's read is the wait."""
     logits, targets = case(size=3000, dtype=dtype)
     counts = []
@@ -196,7 +196,7 @@ def test_a_call_launches_at_most_40_kernels_and_waits_once(loss, options, dtype)
             value.backward()
             counts.append(len(gpu.launches))
             assert len(gpu.waits) == 1
-    assert counts[0] == counts[1] <= 40
+    assert counts[0] == counts[1] <= 17 + 5 * (options == {"delta": 0.0})
 
 
 @pytest.mark.parametrize("error", [ImportError("triton"), RuntimeError("no C compiler")])

@@ -50,7 +50,7 @@ def rs_loss(
     least float32.
 
     Time is O((S + P) log P), memory O(S + P), as for :func:`alrp.losses.alrp_loss`; on a GPU with
-    Triton, up to 16,384 positives are compared pair by pair. Rounding errors grow like
+    Triton, up to 65,536 positives are compared pair by pair. Rounding errors grow like
     ``1e-16 * P * max(abs(logits)) / delta``.
 
     Args:

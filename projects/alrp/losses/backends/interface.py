@@ -306,15 +306,16 @@ class StepMatrix(ABC):
         Returns:
             Tensor: (S,) in the dtype of the logits; sums to zero over all processes.
         """
-        errors = update.errors
-        factor = update.num_processes / len(errors)
-        scaled = errors * (update.scale.to(errors.dtype) * factor)
+        errors, num_processes = update.errors, update.num_processes
+        scale = update.scale.to(errors.dtype) * num_processes
+        scaled = errors * (scale / errors.numel())
         least = torch.finfo(errors.dtype).tiny  # keeps 0 / 0 at 0
         shares = scaled / update.false_positives.clamp(min=least)
         gradient = self.rmatvec(shares, cells, logits)
         if update.among is not None:
             among, scale = update.among
-            scaled = torch.addcmul(scaled, among, scale.to(errors.dtype), value=-factor)
+            scale = scale.to(errors.dtype) * num_processes
+            scaled = torch.addcmul(scaled, among, scale, value=-1.0 / errors.numel())
         scaled = torch.empty_like(scaled).index_copy_(0, update.order, scaled)
         own = scaled.narrow(0, update.num_before, len(update.positives)).to(gradient.dtype)
         # Until now 0 there.
