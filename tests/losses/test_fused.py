@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from alrp.losses import rs_loss
 from alrp.losses.backends import choice, fused, operators
-from alrp.losses.backends.interface import HARD_STEP, Step
+from alrp.losses.backends.interface import HARD_STEP, Step, Update
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -161,6 +161,49 @@ def test_positives_of_many_programs_come_in_order(monkeypatch):
 
 
 @all_three
+def test_logits_may_lie_anywhere(use, loss):
+    """At an odd address, in a column of a matrix; also when the kernels are known."""
+    logits, targets = case(dtype=torch.float64)
+    errors = errors_for(targets, False, torch.float64).to(DEVICE)
+    use(operators)
+    expected = differentiated(loss, logits, targets, errors)
+    use(fused)
+    for _ in range(2):
+        odd = torch.cat([logits[:1], logits])[1:]
+        column = torch.stack([torch.full_like(logits, float("nan")), logits], dim=1)[:, 1]
+        for view in (odd, column):
+            leaf = view.detach().requires_grad_()  # clone() would change the strides
+            value = value_of(loss, leaf, targets, errors)
+            (gradient,) = torch.autograd.grad(value, leaf)
+            assert_close((value.detach(), gradient), expected[:2], rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("num_before, num_own", [(0, 12), (9, 31), (40, 0)])
+def test_gradients_are_those_of_this_process(num_before, num_own):
+    """Of 40 positives that are ranked together; the negatives are this process's."""
+    generator = torch.Generator().manual_seed(num_own)
+    queries = torch.randn(40, generator=generator).sort().values.double().to(DEVICE)
+    logits = torch.randn(300, generator=generator).to(DEVICE)
+    targets = torch.zeros(300, dtype=torch.int8, device=DEVICE)
+    targets[:num_own] = 1
+    errors, among = torch.rand(2, 40, dtype=torch.float64, generator=generator).to(DEVICE)
+    scale = torch.tensor([0.7, 1.3], device=DEVICE)
+    order = torch.randperm(40, generator=generator).to(DEVICE)
+    found = []
+    for kind in (operators.OperatorMatrix, fused.FusedMatrix):
+        matrix = kind(queries, 0.5)
+        keys = matrix.locate(logits, targets)
+        positives = torch.arange(num_own, device=DEVICE)
+        update = Update(
+            *(errors, matrix.matvec(keys), scale[0], order, positives, num_before, 3),
+            among=(among, scale[1]),
+        )
+        found.append(matrix.gradient(update, keys.cells, logits))
+    assert_close(found[1], found[0], rtol=1e-5, atol=1e-7)
+    assert found[0].any()
+
+
+@all_three
 def test_two_runs_give_the_same_bits(use, loss, monkeypatch):
     """Though programs add to common sums in any order."""
     use(fused)
@@ -219,46 +262,48 @@ import itertools, torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
-from alrp.losses.backends import fused_kernels, pair_kernels
+from alrp.losses.backends import fused, fused_kernels, pair_kernels
 
-POINTERS = {
-    **dict.fromkeys(["logits", "pos_logits", "sorted_logits", "results"], "FLOAT"),
-    **dict.fromkeys(["cls_value", "loc_value", "own_ranks", "loc_weights", "value"], "*fp32"),
-    **dict.fromkeys(["ranking_value", "sorting_value", "gradient", "among_gradient"], "*fp32"),
-    **dict.fromkeys(["counts", "integers"], "*i32"),
-    "flags": "*i8",
-    **dict.fromkeys(["facts", "positives", "sums", "order"], "*i64"),
+TARGET = GPUTarget("cuda", 90, 32)
+LARGE = ("logits", "targets", "cells", "results")
+DTYPES = {
+    **dict.fromkeys(["cls_value", "loc_value", "own_ranks", "loc_weights", "value"], torch.float32),
+    **dict.fromkeys(["ranking_value", "sorting_value"], torch.float32),
+    **dict.fromkeys(["gradient", "among_gradient"], torch.float32),
+    **dict.fromkeys(["counts", "integers"], torch.int32),
+    **dict.fromkeys(["facts", "positives", "order"], torch.int64),
+    "flags": torch.int8,
 }
-CONSTANTS = {"BLOCK": 1024, "NUM_STEPS": 12, "ROWS": 16, "COLUMNS": 64}
-CONSTANTS.update(dict.fromkeys(["UPDATE", "KEPT", "AMONG", "VALUED"], True))
-WIDE = {"FLOAT": "*fp64", "CELLS": "*i32", "TARGETS": "*i64", "SIZE": "i64"}
-NARROW = {"FLOAT": "*fp32", "CELLS": "*i16", "TARGETS": "*i8", "SIZE": "i32"}
+NARROW = {"cells": torch.int16, "targets": torch.int8}
+NARROW.update(dict.fromkeys("logits pos_logits sorted_logits results".split(), torch.float32))
+WIDE = {"cells": torch.int32, "targets": torch.int64}
+FLAGS = dict.fromkeys(["UPDATE", "KEPT", "AMONG", "VALUED"], True)
+ENTRIES = {"BLOCK": fused._BLOCK, "NUM_STEPS": 12}
+PAIRS = {"ROWS": fused._ROWS, "COLUMNS": fused._COLUMNS}
+SEQUENTIAL = {"BLOCK": fused._SEQUENTIAL_BLOCK}
+KERNELS = {
+    **dict.fromkeys("survey place_positives merge locate evaluate".split(), (ENTRIES, 4)),
+    "collect": ({"BLOCK": fused._COLLECTED}, 4),
+    **dict.fromkeys("sort_positives find_sorting_errors find_sorting_gradient".split(), (PAIRS, 4)),
+    **dict.fromkeys(
+        "sum_rows alrp_values ap_values rs_values column_profile".split(),
+        (SEQUENTIAL, fused._SEQUENTIAL_WARPS),
+    ),
+}
 
 
-def type_of(kernel, name, kinds):
-    if name in CONSTANTS:
-        return "constexpr"
-    if name == "most":
-        return "fp32"
-    if name.startswith("num_"):
-        return kinds["SIZE"] if name == "num_entries" else "i32"
-    if name.endswith("_bits"):
-        return "i64"
-    if (kernel, name) == ("sum_rows", "sums"):
-        return "*fp64"
-    if name in ("cells", "targets"):
-        return kinds[name.upper()]
-    pointer = POINTERS.get(name, "*fp64")
-    return kinds.get(pointer, pointer)
+def dtype_of(kernel, name, kinds):
+    if (kernel, name) in (("merge", "sums"), ("locate", "sums"), ("collect", "sums")):
+        return torch.int64
+    return kinds.get(name) or DTYPES.get(name, torch.float64)
 
 
-def told_apart(function):
+def told_apart(kernel, function, kinds, constants):
     '''What Triton tells apart: of equal dtypes, for sizes and addresses of any kind.'''
-    aligned = torch.zeros(9)
     binder = create_function_from_signature(
-        function.signature, function.params, make_backend(GPUTarget("cuda", 90, 32))
+        function.signature, function.params, make_backend(TARGET)
     )
-    for size, wide, small in ((16, 0, aligned), (1, 2**62, aligned[1:]), (7, 1, aligned[2:])):
+    for size, wide, offset in ((16, 0, 0), (1, 2**62, 1), (7, 1, 2)):
         arguments = []
         for name in function.arg_names:
             if name.endswith("_bits") or name in ("num_entries", "num_sums"):
@@ -268,29 +313,23 @@ def told_apart(function):
             elif name == "most":
                 arguments.append(float(size))
             elif name.isupper():
-                arguments.append(CONSTANTS[name])
+                arguments.append(constants[name])
             else:
-                is_large = name in ("logits", "targets", "cells", "results")
-                arguments.append(aligned if is_large else small)
+                array = torch.zeros(9, dtype=dtype_of(kernel, name, kinds))
+                arguments.append(array if name in LARGE else array[offset:])
         yield binder(*arguments)[1]
 
 
-for kernel, kinds in itertools.product(
-    "survey place_positives sort_positives merge locate collect sum_rows alrp_values ap_values"
-    " rs_values column_profile evaluate find_sorting_errors find_sorting_gradient".split(),
-    (NARROW, WIDE),
-):
+for (kernel, (sizes, num_warps)), kinds in itertools.product(KERNELS.items(), (NARROW, WIDE)):
     if kinds is WIDE and kernel not in ("survey", "place_positives", "locate", "evaluate"):
         continue
-    CONSTANTS["BLOCK"] = 1024 if kernel in ("survey", "locate") else 4096
     function = getattr(fused_kernels, kernel, None) or getattr(pair_kernels, kernel)
-    first, *others = told_apart(function)
+    constants = {name: {**sizes, **FLAGS}[name] for name in function.arg_names if name.isupper()}
+    first, *others = told_apart(kernel, function, kinds, constants)
     assert others == [first, first], kernel
-    signature = {name: type_of(kernel, name, kinds) for name in function.arg_names}
-    constants = {name: CONSTANTS[name] for name in function.arg_names if name in CONSTANTS}
+    signature = {name: kind for name, (kind, _) in zip(function.arg_names, first)}
     source = ASTSource(function, signature, constants)
-    options = {"num_warps": CONSTANTS["BLOCK"] // 256}
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    compiled = triton.compile(source, target=TARGET, options={"num_warps": num_warps})
     assert len(compiled.asm["cubin"]) > 1000
     print(kernel)
 """

@@ -53,7 +53,8 @@ def alrp_loss(
     from forward to backward: 2 bytes per entry (4 from 16,384 positives on), and for half precision
     logits their float32 copy. Used during forward by operators of PyTorch, where neither compiled
     loops nor kernels run: about 10 bytes per entry, 50 for each of up to 2^22 entries, and on a GPU
-    4 KB per positive; by the kernels of a GPU 1 KB per positive.
+    4 KB per positive; by the kernels of a GPU 1 KB per positive, and twice that from 30 million
+    entries on.
 
     Args:
         logits: (S,) raw scores, float16, bfloat16, float32 or float64.

@@ -52,8 +52,8 @@ class Ranking(NamedTuple):
         shared: the positives of all processes, process by process.
         order: (P,) int64; ``order[i]`` is the index in ``shared`` of the i-th positive.
         values: (P,) float64 of all positives, or (0,) if the loss was given none.
-        sums: of each positive, over the negatives and among the positives. Of no use after the hard
-            step, but for those over the negatives.
+        sums: of each positive, over the negatives and among the positives. RS Loss needs only the
+            first, and the others are of no use after the hard step; they cost O(P).
         matrix: the smoothed step with the positives as queries.
         step: between the queries.
     """

@@ -119,15 +119,15 @@ def _has_numba() -> bool:
 
 @functools.lru_cache(maxsize=None)
 def _has_triton(device: torch.device) -> bool:
-    """Whether this is a GPU on which Triton's kernels compile and run; tried once."""
-    if device.type != "cuda":
+    """Whether this is an NVIDIA GPU on which Triton's kernels compile and run; tried once."""
+    if device.type != "cuda" or torch.version.hip:  # on AMD's nobody has tried
         return False
     try:
         importlib.import_module(f"{__package__}.fused").try_out(device)
     except Exception as error:  # no Triton, no compiler, a GPU that is too old: all errors occur
         warnings.warn(
             f"alrp.losses: kernels of Triton do not run on {device} ({error!r}), so that ranking "
-            "launches five times as many; install Triton for this PyTorch and a C compiler like gcc"
+            "launches ten times as many; install Triton for this PyTorch and a C compiler like gcc"
         )
         return False
     return True

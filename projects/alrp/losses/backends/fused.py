@@ -36,7 +36,7 @@ _COLLECTED = 128
 _SEQUENTIAL_BLOCK = 2048
 _SEQUENTIAL_WARPS = 16
 # Copies of the sums of the cells: atomic additions to one place wait for each other. A copy counts
-# fewer than 2^20 keys.
+# so many keys and up to two blocks more, which must stay below 2^20.
 _TURNS = 16
 _KEYS_PER_TURN = 1_000_000
 # Few knots per bucket, so that a key is found at once; yet the table should stay in the caches.
@@ -93,9 +93,9 @@ class FusedMatrix(StepMatrix):
 
     - float64: (C,) left edges of the cells, (3P,) points, (P,) queries;
     - int32: (C,) the query that the left edge of each cell is a knot of, -1 - i for the upper knot
-      of query i; (3P,) the query at each point, -1 for knots; (P,) places of lower and of upper
-      knots, among the knots and among the points; (B + 1,) number of knots before each of B
-      buckets of equal width;
+      of query i; (3P,) the query at each point, -1 for knots; (4, P) places of each query's lower
+      and upper knot among the knots, and the same among the points; (B + 1,) number of knots before
+      each of B buckets of equal width;
     - int8: for cells and points, see :func:`fused_kernels.merge`.
     """
 
@@ -112,8 +112,9 @@ class FusedMatrix(StepMatrix):
         self._integers = torch.empty(num_integers, dtype=torch.int32, device=device)
         self._flags = torch.empty(5 * num_queries + 1, dtype=torch.int8, device=device)
         self.queries = self._floats[5 * num_queries + 1 :]
-        self._sums = torch.empty(_TURNS * 2 * self._num_cells, dtype=torch.int64, device=device)
-        num_sums, num_merging = self._sums.numel(), _num_blocks(num_queries)
+        sums = torch.empty(_TURNS * 2 * self._num_cells, dtype=torch.int64, device=device)
+        self._sums: Tensor | None = sums
+        num_sums, num_merging = sums.numel(), _num_blocks(num_queries)
         num_counting = _num_blocks(self._num_buckets + 1)
         num_clearing = -(-num_sums // (_BLOCK * kernels.CLEARED.value))
         queries = queries.contiguous()
@@ -121,7 +122,7 @@ class FusedMatrix(StepMatrix):
             kernels.merge,
             num_merging + num_counting + num_clearing,
             (queries,),
-            *(queries, *self._arrays(), self._sums, num_queries, self._num_buckets),
+            *(queries, *self._arrays(), sums, num_queries, self._num_buckets),
             *(num_sums, num_merging, num_counting, self._delta_bits),
             NUM_STEPS=_num_steps(num_queries),
         )
@@ -132,8 +133,8 @@ class FusedMatrix(StepMatrix):
     def locate(self, logits: Tensor, targets: Tensor) -> LocatedKeys:
         num_entries, num_cells, device = logits.numel(), self._num_cells, logits.device
         num_turns = max(_TURNS, -(-num_entries // _KEYS_PER_TURN))
-        sums, self._sums = self._sums, self._sums[:0]  # they are clear only once
-        if sums.numel() < num_turns * 2 * num_cells:
+        sums, self._sums = self._sums, None  # they are clear only once
+        if sums is None or num_turns > _TURNS:
             sums = torch.zeros(num_turns * 2 * num_cells, dtype=torch.int64, device=device)
         cells = torch.empty(num_entries, dtype=cell_dtype(num_cells), device=device)
         inputs = logits, _as_integers(targets)
@@ -187,6 +188,7 @@ class FusedMatrix(StepMatrix):
         self, update: Update, cells: Tensor, logits: Tensor, is_update: bool
     ) -> Tensor:
         """:meth:`gradient`, or else :meth:`rmatvec` with the errors as weights."""
+        logits = logits.contiguous()
         profile = torch.empty(2 * self._num_cells, dtype=torch.float64, device=logits.device)
         results = torch.empty_like(logits)
         errors, false_positives, scale, order, positives, num_before, num_processes, _ = update
@@ -203,7 +205,7 @@ class FusedMatrix(StepMatrix):
         _launch(
             kernels.evaluate,
             _num_blocks(logits.numel()),
-            (logits, cells),
+            (logits, cells, results),
             *(logits, cells, self._floats, profile, results, logits.numel(), self._num_cells),
             KEPT=is_update,
         )

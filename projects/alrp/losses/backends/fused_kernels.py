@@ -2,8 +2,9 @@
 
 Shape shorthand as in :mod:`alrp.losses.backends.interface`. Kernels over many entries have one
 program for each ``BLOCK`` of them. Sums from program to program are sums of integers, which do not
-depend on the order. Kernels that are said to be sequential have one program in all; it goes through
-its operands in blocks, whose order never changes. So all results have the same bits every time.
+depend on the order. Kernels that are said to be sequential have one program for a result; it goes
+through its operands in blocks, whose order never changes. So all results have the same bits every
+time.
 
 Triton hands over Python's floats in float32. What needs all digits comes as the 64 bits of a float.
 """
@@ -12,25 +13,30 @@ import inspect
 import triton
 import triton.language as tl
 
+from .launching import IS_DIRECT
+
 GROUP = tl.constexpr(64)  # programs whose positives are counted together
 CLEARED = tl.constexpr(8)  # blocks that one program clears
 
 
+# Arrays of all entries, of which threads read and write 16 bytes at once if the address allows it.
 _LARGE = {"logits", "targets", "cells", "results"}
 
 
 def kernel(function):
     """A kernel that is compiled once for all sizes.
 
-    Triton would compile again where a number is a multiple of 16, or an address: only arrays of all
-    entries gain by that. Numbers that can need 64 bits say so.
+    Triton would compile again where a number is a multiple of 16, or the address of an array that
+    is not ``_LARGE``. Names say what is what: numbers are ``num_*`` and ``*_bits``, of 64 bits
+    where these can be needed, constants in capitals, and all others arrays.
     """
     names = set(inspect.signature(function).parameters)
     numbers = {name for name in names if name.startswith("num_") or name.endswith("_bits")}
-    arrays = {name for name in names - numbers - _LARGE if name.islower()}
-    return triton.jit(
-        function, do_not_specialize=list(numbers), do_not_specialize_on_alignment=list(arrays)
-    )
+    options = {"do_not_specialize": list(numbers)}
+    if IS_DIRECT:
+        arrays = {name for name in names - numbers - _LARGE if name.islower()}
+        options["do_not_specialize_on_alignment"] = list(arrays)
+    return triton.jit(function, **options)
 
 
 @triton.jit
@@ -41,7 +47,7 @@ def _entries(BLOCK: tl.constexpr):
 
 @triton.jit
 def float_of(bits):
-    """A float64."""
+    """A float64; in the interpreter small numbers have 32 bits."""
     return bits.to(tl.int64).to(tl.float64, bitcast=True)
 
 
@@ -65,9 +71,9 @@ def survey(
 ):
     """Write the number of positives of each program; add to int64 ``facts``.
 
-    These are 5 in the order of :class:`Survey`, whose last one is the greatest of its kind, by its
-    bits: those of floats above 0 sort like them. The others are numbers of positives of ``GROUP``
-    programs each.
+    These are the numbers of positives, bad logits, bad values and values outside, and the bits of
+    the largest logit, which sort like floats above 0. The others are the numbers of positives of
+    ``GROUP`` programs each.
     """
     i = _entries(BLOCK)
     is_entry = i < num_entries
@@ -293,9 +299,10 @@ def locate(
 
     Only the knots in the bucket of a key are compared with it. Programs take turns among the
     (turns, 2, C) int64 ``sums``. Distances to the left edge of the cell are counted in units of
-    2^-21 and, what is left, of 2^-62 of ``1 / scale``; no width of a cell that matters is more than
-    that. The first sum is of 2^43 and the first part of the distance, so it counts the keys, too:
-    fewer than 2^20 of them take one turn. Keys in cell 0 are not summed.
+    2^-21 and, what is left, of 2^-62 of ``1 / scale``, and cut off below. No covered cell is wider
+    than ``1 / scale``, and of others the distances do not matter. The first sum is of 2^43 and the
+    first part of the distance, so it counts the keys, too: fewer than 2^20 of them take one turn.
+    Keys in cell 0 are not summed.
     """
     num_cells = 2 * num_queries + 1
     i = _entries(BLOCK)
@@ -443,13 +450,13 @@ def sum_rows(
     areas,
     sums,
     num_queries,
-    num_before,
+    num_skipped,
     delta_bits: tl.int64,
     BLOCK: tl.constexpr,
 ):
-    """Write sums of rows, each by a sequential program, of three from number ``num_before`` on.
+    """Write sums of rows: over the keys, over the queries, and over the queries by ``weights``.
 
-    These are: over the keys, over the queries, and over the queries by ``weights``.
+    Each is written by a sequential program of its own. The first ``num_skipped`` are left out.
     """
     delta = float_of(delta_bits)
     num_cells, num_points = 2 * num_queries + 1, 3 * num_queries
@@ -458,7 +465,7 @@ def sum_rows(
     owners = integers + num_cells
     areas += tl.program_id(0) * num_points
     sums += tl.program_id(0) * num_queries
-    kind = tl.program_id(0) + num_before
+    kind = tl.program_id(0) + num_skipped
     if kind == 0:
         _integrate(
             floats + 1,

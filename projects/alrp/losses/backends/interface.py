@@ -104,7 +104,7 @@ class Update(NamedTuple):
     same total, shared in proportion to ``H(s_j - s_i)``. The loss is a mean over P positives.
 
     Attributes:
-        errors: (P,) float64 >= 0, ascending; 0 wherever ``false_positives`` is 0.
+        errors: (P,) float64 >= 0, in the order of the queries; 0 wherever ``false_positives`` is 0.
         false_positives: (P,) float64, sum of each positive's row over the negatives.
         scale: scalar, the gradient that autograd passes down to the loss.
         order: (P,) of :class:`SortedPositives`; it counts those of all processes.
@@ -134,8 +134,8 @@ class ALRPValues(NamedTuple):
     Attributes:
         cls: scalar, mean of false positives / rank.
         loc: scalar, the localisation part.
-        ranking_errors: (P,) float64, ascending: error of a positive beyond its own localisation
-            error (arXiv:2009.13592, Eq. 10); 0 with up to ``eps`` false positives.
+        ranking_errors: (P,) float64, in the order of the queries: error of a positive beyond its
+            own localisation error (arXiv:2009.13592, Eq. 10); 0 with up to ``eps`` false positives.
         rank: (P,) in the order before sorting, in the dtype of ``cls``.
         loc_weights: (P,) weight of each localisation error in ``loc``, in the order before sorting.
     """
@@ -152,7 +152,7 @@ class APValues(NamedTuple):
 
     Attributes:
         value: scalar, one minus the mean interpolated precision.
-        errors: (P,) float64, one minus the interpolated precision of each positive, ascending.
+        errors: (P,) float64, in the order of the queries: one minus the interpolated precision.
     """
 
     value: Tensor

@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 import torch
+import triton
 from torch import Tensor
 from triton.runtime import JITFunction
 
+# Before, what is compiled takes no constants, and addresses cannot be left out of consideration.
+IS_DIRECT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3)
 # What Triton has compiled, by all that it compiles anew for.
 _compiled: dict[tuple, Any] = {}
 
@@ -24,14 +27,14 @@ def launch(
     Args:
         kernel: the function.
         num_programs: size of its grid.
-        typed: those of the tensors that are of one dtype now and another then, or of all entries.
+        typed: those of the tensors whose dtype varies, and those whose alignment counts.
         arguments: tensors, integers and floats, in the kernel's order.
         num_warps: of 32 threads each, for one program.
         constants: the rest of its parameters, known when it is compiled, in their order.
     """
     device = arguments[0].device
     with _current(device):
-        if not isinstance(kernel, JITFunction):  # that of the interpreter
+        if not (IS_DIRECT and isinstance(kernel, JITFunction)):  # else that of the interpreter
             kernel[(num_programs,)](*arguments, **constants, num_warps=num_warps)
             return
         constant_values = tuple(constants.values())
