@@ -67,14 +67,11 @@ def _compiled_backend() -> Backend:
     # Imported here, because numba takes 110 MiB that a training on a GPU does not need.
     from . import compiled
 
-    return Backend(
-        compiled.survey,
-        compiled.sort,
-        compiled.CompiledMatrix,
-        functools.partial(sorting_errors, sums_below=compiled.sums_below),
-        operators.rs_values,
-        operators.ap_values,
-        operators.alrp_values,
+    return _OPERATORS._replace(
+        survey=compiled.survey,
+        sort=compiled.sort,
+        matrix=compiled.CompiledMatrix,
+        sorting_errors=functools.partial(sorting_errors, sums_below=compiled.sums_below),
     )
 
 

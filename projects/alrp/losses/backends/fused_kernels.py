@@ -378,23 +378,28 @@ def collect(sums, cell_sums, num_cells, num_turns, scale_bits: tl.int64, BLOCK: 
 
 
 @triton.jit
-def _integrate(
+def _write_row_sums(
     points,
     is_covered,
     gains,
     moments,
     owners,
+    is_weighted,
+    places,
     areas,
+    sums,
     num_points,
+    num_queries,
+    delta,
     OWNED: tl.constexpr,
-    WEIGHTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write the integral from each point on of the weight above; see :meth:`StepMatrix.matvec`.
+    """Write the sum of each row: the mean of the weight above, over its linear part.
 
-    From the last point down. The weight above grows at each point: by its ``gains``, or if
-    ``OWNED`` by that of the query that is there, which is 1 unless ``WEIGHTED``. ``moments`` are of
-    the weight between a point and the next, and left out if ``OWNED``.
+    The integral from each point on of the weight above comes first, from the last point down; see
+    :meth:`StepMatrix.matvec`. The weight above grows at each point: by its ``gains``, or if
+    ``OWNED`` by that of the query that is there, which is 1 unless ``is_weighted``. ``moments`` are
+    of the weight between a point and the next, and left out if ``OWNED``.
     """
     above = _zero(BLOCK)
     area = _zero(BLOCK)
@@ -405,10 +410,8 @@ def _integrate(
         has_next = mask & (i + 1 < num_points)
         if OWNED:
             owner = tl.load(owners + i + 1, mask=has_next, other=-1)
-            if WEIGHTED:
-                gain = tl.load(gains + owner, mask=owner >= 0, other=0.0)
-            else:
-                gain = (owner >= 0).to(tl.float64)
+            gain = tl.load(gains + owner, mask=(owner >= 0) & is_weighted, other=1.0)
+            gain = tl.where(owner >= 0, gain, 0.0)
         else:
             gain = tl.load(gains + i + 1, mask=has_next, other=0.0)
         covered = mask & (tl.load(is_covered + i, mask=mask, other=0) > 0)
@@ -422,21 +425,17 @@ def _integrate(
         above += tl.sum(gain, 0)
         area += tl.sum(here, 0)
         start += BLOCK
-
-
-@triton.jit
-def _write_row_sums(areas, places, sums, num_queries, delta, BLOCK: tl.constexpr):
-    """Write the sum of each row: the mean of the weight above, over its linear part."""
+    tl.debug_barrier()  # what other threads have written is read next
     start = 0
     while start < num_queries:
         i = start + tl.arange(0, BLOCK)
         mask = i < num_queries
         lower = tl.load(places + i, mask=mask, other=0)
         upper = tl.load(places + num_queries + i, mask=mask, other=0)
-        area = tl.load(areas + lower, mask=mask, other=0.0)
-        area -= tl.load(areas + upper, mask=mask, other=0.0)
+        between = tl.load(areas + lower, mask=mask, other=0.0)
+        between -= tl.load(areas + upper, mask=mask, other=0.0)
         # The areas are sums by blocks, which rounding could leave the wrong way round.
-        tl.store(sums + i, tl.maximum(area, 0.0) / (2.0 * delta), mask=mask)
+        tl.store(sums + i, tl.maximum(between, 0.0) / (2.0 * delta), mask=mask)
         start += BLOCK
 
 
@@ -461,56 +460,43 @@ def sum_rows(
     delta = float_of(delta_bits)
     num_cells, num_points = 2 * num_queries + 1, 3 * num_queries
     places = integers + num_cells + num_points
-    points, covered = floats + num_cells, flags + num_cells
-    owners = integers + num_cells
     areas += tl.program_id(0) * num_points
     sums += tl.program_id(0) * num_queries
     kind = tl.program_id(0) + num_skipped
     if kind == 0:
-        _integrate(
+        _write_row_sums(
             floats + 1,
             flags + 1,
             cell_sums + 1,
             cell_sums + num_cells + 1,
             integers,
+            False,
+            places,
             areas,
+            sums,
             num_cells - 1,
+            num_queries,
+            delta,
             OWNED=False,
-            WEIGHTED=False,
             BLOCK=BLOCK,
         )
-        tl.debug_barrier()  # what other threads have written is read next
-        _write_row_sums(areas, places, sums, num_queries, delta, BLOCK)
-    elif kind == 1:
-        _integrate(
-            points,
-            covered,
-            weights,
-            weights,
-            owners,
-            areas,
-            num_points,
-            OWNED=True,
-            WEIGHTED=False,
-            BLOCK=BLOCK,
-        )
-        tl.debug_barrier()
-        _write_row_sums(areas, places + 2 * num_queries, sums, num_queries, delta, BLOCK)
     else:
-        _integrate(
-            points,
-            covered,
+        _write_row_sums(
+            floats + num_cells,
+            flags + num_cells,
             weights,
             weights,
-            owners,
+            integers + num_cells,
+            kind == 2,
+            places + 2 * num_queries,
             areas,
+            sums,
             num_points,
+            num_queries,
+            delta,
             OWNED=True,
-            WEIGHTED=True,
             BLOCK=BLOCK,
         )
-        tl.debug_barrier()
-        _write_row_sums(areas, places + 2 * num_queries, sums, num_queries, delta, BLOCK)
 
 
 @triton.jit
