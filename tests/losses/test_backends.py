@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from alrp.losses.backends import compiled, fused, operators
+from alrp.losses.backends.interface import Rows, SortingErrors, Update
 from alrp.losses.reductions import _prefix_sum_by_doubling, prefix_sum, suffix_sum
 
 KINDS = [operators.OperatorMatrix, compiled.CompiledMatrix]
@@ -30,20 +31,37 @@ def matrix_of(kind, queries, delta):
     return kind(torch.as_tensor(queries).sort().values, delta)
 
 
-def products(kind, logits, targets, weights, delta):
-    """(matvec, rmatvec) of a class, and of the full matrix in float64."""
+def update_of(matrix, keys, logits, targets, ranks):
+    """The gradient of the sum of ``n / (ranks + n)``, where n is a row's sum over the keys."""
+    zeros = torch.zeros_like(ranks)
+    values = fused.rs_values if isinstance(matrix, fused.FusedMatrix) else operators.rs_values
+    pushes = values(Rows(matrix, keys), SortingErrors(ranks, zeros, zeros), torch.float64).pushes
+    positives = targets.eq(1).nonzero().squeeze(1)
+    order = logits[positives].argsort(stable=True) if len(positives) else torch.arange(len(ranks))
+    scale = torch.tensor(float(len(ranks)))  # of a mean
+    return matrix.gradient(Update(pushes, order, positives), keys.cells, logits, scale)
+
+
+def sums(kind, logits, targets, ranks, delta):
+    """Sums of rows, and the update with these ranks, of a class and of the full matrix."""
     logits, targets = torch.as_tensor(logits), torch.as_tensor(targets)
+    ranks = torch.as_tensor(ranks)
     matrix = matrix_of(kind, logits[targets == 1], delta)
     keys = matrix.locate(logits, targets)
-    actual = matrix.matvec(keys), matrix.rmatvec(torch.as_tensor(weights), keys.cells, logits)
+    actual = matrix.matvec(keys), update_of(matrix, keys, logits, targets, ranks)
 
-    s = logits.double().numpy()
-    H = smoothed_step(s[None, :] - np.sort(s[targets.numpy() == 1])[:, None], delta)
+    s, ranks = logits.double().numpy(), ranks.numpy()
+    is_positive = targets.numpy() == 1
+    order = np.argsort(s[is_positive], kind="stable")
+    H = smoothed_step(s[None, :] - s[is_positive][order][:, None], delta)
     H = np.where(targets.numpy() == 0, H, 0.0)
-    return actual, (H.sum(axis=1), weights @ H)
+    total = H.sum(axis=1)
+    gradient = (1 / (ranks + total)) @ H
+    gradient[np.flatnonzero(is_positive)[order]] = -total / (ranks + total)
+    return actual, (total, gradient)
 
 
-def assert_products_near(actual, expected, rtol):
+def assert_sums_near(actual, expected, rtol):
     for found, wanted in zip(actual, expected):
         atol = rtol * np.abs(wanted).max(initial=0.0)
         np.testing.assert_allclose(found.double().numpy(), wanted, rtol=rtol, atol=atol)
@@ -120,44 +138,46 @@ def parts(request, monkeypatch):
 @pytest.mark.parametrize("name", CASES)
 def test_sums_over_keys_and_queries_equal_the_full_matrix(rng, parts, kind, name):
     logits, targets, delta = case(name, rng)
-    weights = rng.random(int((targets == 1).sum()))
-    assert_products_near(*products(kind, logits, targets, weights, delta), rtol=1e-6)
+    ranks = 1 + 99 * rng.random(int((targets == 1).sum()))
+    assert_sums_near(*sums(kind, logits, targets, ranks, delta), rtol=1e-6)
 
 
 @all_kinds
 @pytest.mark.parametrize("name", ["plain", "ties", "wide_step", "few_in_reach", "all_above"])
 def test_float64_logits_are_summed_in_float64(rng, kind, name):
     logits, targets, delta = case(name, rng, np.float64)
-    weights = rng.random(int((targets == 1).sum()))
-    assert_products_near(*products(kind, logits, targets, weights, delta), rtol=1e-12)
+    ranks = 1 + 99 * rng.random(int((targets == 1).sum()))
+    assert_sums_near(*sums(kind, logits, targets, ranks, delta), rtol=1e-12)
 
 
 @all_kinds
 @pytest.mark.parametrize("rubbish", [float("nan"), float("inf"), -float("inf"), 1e38])
-def test_entries_that_are_no_negatives_get_exactly_zero(rng, kind, rubbish):
+def test_ignored_entries_get_exactly_zero(rng, kind, rubbish):
     logits, targets, delta = case("plain", rng)
     logits[targets == -1] = rubbish
     logits, targets = torch.as_tensor(logits), torch.as_tensor(targets)
     matrix = matrix_of(kind, logits[targets == 1], delta)
-    weights = torch.ones(int((targets == 1).sum()), dtype=torch.float64)
-    sums = matrix.rmatvec(weights, matrix.locate(logits, targets).cells, logits)
-    assert not sums[targets != 0].any() and sums[targets == 0].any()
+    ranks = torch.ones(int((targets == 1).sum()), dtype=torch.float64)
+    gradient = update_of(matrix, matrix.locate(logits, targets), logits, targets, ranks)
+    assert not gradient[targets == -1].any()
+    assert gradient[targets == 0].any() and gradient[targets == 1].any()
 
 
 @all_kinds
 def test_there_may_be_no_entries_at_all(kind):
     """As on a process without any, when batches are ranked together."""
     matrix = kind(torch.tensor([0.5, 1.5]), 1.0)
-    logits = torch.zeros(0)
-    keys = matrix.locate(logits, torch.zeros(0, dtype=torch.int8))
+    logits, targets = torch.zeros(0), torch.zeros(0, dtype=torch.int8)
+    keys = matrix.locate(logits, targets)
     assert matrix.matvec(keys).tolist() == [0.0, 0.0]
-    assert matrix.rmatvec(torch.ones(2, dtype=torch.float64), keys.cells, logits).shape == (0,)
+    ranks = torch.ones(2, dtype=torch.float64)
+    assert update_of(matrix, keys, logits, targets, ranks).shape == (0,)
 
 
 @all_kinds
 def test_no_count_is_left_where_no_negative_is_in_reach(rng, kind):
     logits, targets, delta = case("none_in_reach", rng)
-    actual, _ = products(kind, logits, targets, np.ones(int((targets == 1).sum())), delta)
+    actual, _ = sums(kind, logits, targets, np.ones(int((targets == 1).sum())), delta)
     assert not actual[0].any() and not actual[1].any()
 
 
@@ -262,20 +282,28 @@ def test_of_equal_positives_the_later_is_sorted_below(module, values):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tensors of the CPU")
 @pytest.mark.parametrize("num_values", [1, 16, 17, 150])
 def test_positives_are_sorted_by_all_pairs_on_a_gpu(rng, num_values):
+    """Wherever they stand."""
     values = np.round(2 * rng.standard_normal(num_values)) / 2
     values[::7] = -0.0
     check_sorted(fused.sort, values.tolist())
+    mixed = torch.from_numpy(rng.permutation(num_values))
+    check_sorted(fused.sort, values.tolist(), mixed)
 
 
-def check_sorted(sort, values):
+def check_sorted(sort, values, mixed=None):
+    """``mixed`` is the order in which the positives and their logits come, if not ascending."""
     logits = torch.tensor(values, dtype=torch.float64)
     own = torch.arange(len(values), dtype=torch.float32)
     expected = sorted(range(len(values)), key=lambda i: (values[i], -i))
-    found = sort(logits, own)
-    assert found.order.tolist() == found.values.tolist() == expected
-    assert found.values.dtype == torch.float64
-    assert_close(found.queries, logits[expected], rtol=0, atol=0)
-    assert sort(logits, own[:0]).values.shape == (0,)
+    positives = 3 * torch.arange(len(values)) + 2
+    come = slice(None) if mixed is None else mixed
+    for values in (own, own[:0]):
+        found = sort(logits[come], values, positives[come], mixed is None)
+        assert found.order.tolist() == expected
+        assert found.values.tolist() == (expected if len(values) else [])
+        assert found.values.dtype == torch.float64
+        assert_close(found.queries, logits[expected], rtol=0, atol=0)
+        assert_close(found.positives, positives, rtol=0, atol=0)
 
 
 def test_prefix_sums_end_and_suffix_sums_begin_at_each_element():

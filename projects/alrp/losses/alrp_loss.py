@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .backends.choice import backend
 from .inputs import FLOAT_DTYPES, checked_logits, result_dtype
-from .ranking import ErrorDriven, ValuePerPositive, rank_positives
+from .ranking import (
+    Ranking,
+    ValuePerPositive,
+    gradient_of_logits,
+    rank_positives,
+    save_for_gradient,
+)
 from .uncompiled import uncompiled
 
 
@@ -98,40 +105,53 @@ def alrp_loss(
         raise ValueError(f"eps must be a finite number >= 0, but is {eps}; the default is 1e-5.")
     logits = checked_logits(logits, targets, delta)
     meaning = "an error is 0 for a perfect box, and else positive"
-    per_positive = ValuePerPositive("loc_errors", loc_errors, meaning, are_weights=True)
-    ranked = rank_positives(logits, targets, delta, per_positive, group)
-    if ranked is None:
+    per_positive = ValuePerPositive("loc_errors", loc_errors, meaning)
+    with torch.no_grad():
+        ranking = rank_positives(logits, targets, delta, per_positive, group)
+        if ranking is not None:
+            own = ranking.shared.own_of
+            found = backend(logits.device).alrp_values(
+                *(ranking.rows, ranking.values, ranking.order, eps),
+                *(logits.dtype, result_dtype(loc_errors)),
+            )
+            weights = ranking.shared.scaled_up(own(found.loc_weights))
+    if ranking is None:
         # An empty sum is 0 even if an ignored logit is Inf, and keeps the inputs in the graph.
         cls = logits[:0].sum()
         loc = loc_errors.sum().to(result_dtype(loc_errors))
         return ALRPLossOutput(cls, loc, loc_errors.detach().to(cls.dtype))
-
-    ranking, cells = ranked
-    own = ranking.shared.own_of
-    with torch.no_grad():
-        found = backend(logits.device).alrp_values(
-            *(ranking.sums, ranking.values, ranking.order, eps),
-            *(logits.dtype, result_dtype(loc_errors)),
-        )
-        weights = ranking.shared.scaled_up(own(found.loc_weights))
-    cls = ErrorDriven.apply(logits, found.cls, ranking, found.ranking_errors, cells)
-    loc = _Weighted.apply(loc_errors, found.loc, weights)
+    cls, loc = _RankAndLocalize.apply(logits, loc_errors, ranking, weights, *found[:3])
     return ALRPLossOutput(cls, loc, own(found.rank))
 
 
-class _Weighted(torch.autograd.Function):
-    """Gives a value the gradient of the weighted sum of this process's localisation errors."""
+class _RankAndLocalize(torch.autograd.Function):
+    """Gives ``cls`` the error-driven gradient, and ``loc`` that of a weighted sum of the errors."""
 
     @staticmethod
-    def forward(ctx, loc_errors: Tensor, value: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(weights)
-        ctx.dtype = loc_errors.dtype
-        return value.detach()
+    def forward(
+        ctx,
+        logits: Tensor,
+        loc_errors: Tensor,
+        ranking: Ranking,
+        weights: Tensor,
+        cls: Tensor,
+        loc: Tensor,
+        pushes: Any,
+    ) -> tuple[Tensor, Tensor]:
+        save_for_gradient(ctx, logits, ranking, pushes)
+        ctx.set_materialize_grads(False)
+        ctx.weights, ctx.dtype = weights, loc_errors.dtype
+        return cls.detach(), loc.detach()
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor):
-        (weights,) = ctx.saved_tensors
-        return (weights * grad_output).to(ctx.dtype), None, None
+    @once_differentiable
+    def backward(ctx, grad_cls: Tensor | None, grad_loc: Tensor | None):
+        grad_logits = grad_errors = None
+        if grad_cls is not None and ctx.needs_input_grad[0]:
+            grad_logits = gradient_of_logits(ctx, grad_cls)
+        if grad_loc is not None and ctx.needs_input_grad[1]:
+            grad_errors = (ctx.weights * grad_loc).to(ctx.dtype)
+        return grad_logits, grad_errors, None, None, None, None, None
 
 
 class ALRPLoss(nn.Module):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .backends.choice import backend
 from .inputs import checked_logits
-from .ranking import ErrorDriven, rank_positives
+from .ranking import Ranking, gradient_of_logits, rank_positives, save_for_gradient
 from .uncompiled import uncompiled
 
 
@@ -45,14 +47,27 @@ def ap_loss(
         >>> ap_loss(logits, torch.tensor([1, 1, 0])).backward()
     """
     logits = checked_logits(logits, targets, delta)
-    ranked = rank_positives(logits, targets, delta, group=group)
-    if ranked is None:
-        return logits[:0].sum()
-
-    ranking, cells = ranked
     with torch.no_grad():
-        value, errors = backend(logits.device).ap_values(ranking.sums, logits.dtype)
-    return ErrorDriven.apply(logits, value, ranking, errors, cells)
+        ranking = rank_positives(logits, targets, delta, group=group)
+        if ranking is not None:
+            found = backend(logits.device).ap_values(ranking.rows, logits.dtype)
+    if ranking is None:
+        return logits[:0].sum()
+    return _ErrorDriven.apply(logits, ranking, *found)
+
+
+class _ErrorDriven(torch.autograd.Function):
+    """Gives the value the error-driven gradient."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, ranking: Ranking, value: Tensor, pushes: Any) -> Tensor:
+        save_for_gradient(ctx, logits, ranking, pushes)
+        return value.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output: Tensor):
+        return gradient_of_logits(ctx, grad_output), None, None, None
 
 
 class APLoss(nn.Module):

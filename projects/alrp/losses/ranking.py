@@ -8,14 +8,13 @@ among equal logits, the later entry comes first. "float64" means float32 on MPS,
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .backends.choice import backend
-from .backends.interface import HARD_STEP, Step, StepMatrix, SumsOfRows, Survey, Update
+from .backends.choice import Backend, backend
+from .backends.interface import HARD_STEP, Rows, Step, Survey, Update
 from .inputs import NonFiniteError
 from .processes import SharedPositives
 from .reductions import accumulation_dtype
@@ -32,74 +31,49 @@ class ValuePerPositive(NamedTuple):
         values: (P_own,) floating point, in ``targets`` order.
         meaning: of a value, for messages.
         most: greatest value; the least is 0.
-        are_weights: whether sums over the positives are wanted with these weights.
     """
 
     name: str
     values: Tensor
     meaning: str
     most: float = math.inf
-    are_weights: bool = False
 
 
 class Ranking(NamedTuple):
     """The positives of a mini-batch ranked among its positives and negatives.
 
-    The logits are not stored here: autograd keeps them until backward.
-
     Attributes:
+        rows: of the smoothed step's matrix, with the positives as queries.
+        values: (P,) float64 of all positives, or (0,) if the loss was given none.
+        order: (P,) int64; ``order[i]`` is the index in ``shared`` of the i-th positive.
         positives: (P_own,) int64, ascending indices of this process's positives among the S.
         shared: the positives of all processes, process by process.
-        order: (P,) int64; ``order[i]`` is the index in ``shared`` of the i-th positive.
-        values: (P,) float64 of all positives, or (0,) if the loss was given none.
-        sums: of each positive, over the negatives and among the positives. RS Loss needs only the
-            first, and the others are of no use after the hard step; they cost O(P).
-        matrix: the smoothed step with the positives as queries.
         step: between the queries.
     """
 
+    rows: Rows
+    values: Tensor
+    order: Tensor
     positives: Tensor
     shared: SharedPositives
-    order: Tensor
-    values: Tensor
-    sums: SumsOfRows
-    matrix: StepMatrix
     step: Step
 
-    @property
-    def false_positives(self) -> Tensor:
-        """(P,) float64, smoothed number of negatives ranked above each positive."""
-        return self.sums.keys
-
-    def gradient(
-        self,
-        errors: Tensor,
-        cells: Tensor,
-        logits: Tensor,
-        scale: Tensor,
-        among: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """(S,) gradient of the logits, see :class:`Update` and :meth:`StepMatrix.gradient`.
-
-        ``cells`` are those of :func:`rank_positives`.
-        """
+    def update(self, pushes: Any) -> Update:
+        """The update of the logits, from ``pushes`` of a loss's values."""
         shared = self.shared
-        update = Update(
-            *(errors, self.false_positives, scale, self.order, self.positives),
-            *(shared.num_before, shared.num_processes, among),
-        )
-        return self.matrix.gradient(update, cells, logits)
+        return Update(pushes, self.order, self.positives, shared.num_before, shared.num_processes)
 
 
-@torch.no_grad()
 def rank_positives(
     logits: Tensor,
     targets: Tensor,
     delta: float,
     per_positive: ValuePerPositive | None = None,
     group: dist.ProcessGroup | None = None,
-) -> tuple[Ranking, Tensor] | None:
+) -> Ranking | None:
     """Rank the positives of a mini-batch, once the values of its inputs have been checked.
+
+    To be called without gradients.
 
     The host waits for the device once: for the number of positives and the results of the checks.
     With a group it waits once more: for every process's number of positives.
@@ -112,36 +86,32 @@ def rank_positives(
         group: processes whose mini-batches are ranked together; None for this one's alone.
 
     Returns:
-        tuple[Ranking, Tensor]: the ranking, and (S,) the negatives' cells in its matrix, which
-        :meth:`Ranking.gradient` needs; None if no process has a positive.
+        Ranking: None if no process has a positive.
 
     Raises:
         ValueError: if there is not one value per positive, or if one is outside of its range.
         FloatingPointError: if a logit that is not ignored, or a value, is not finite, or if a
             positive's logit is so large that ``delta`` vanishes beside it.
     """
-    logits, targets = logits.contiguous(), targets.contiguous()
+    logits, targets, chosen = logits.contiguous(), targets.contiguous(), backend(logits.device)
+    ascending = group is not None  # then targets order is that in which values come together
     try:
-        found = _surveyed(logits, targets, per_positive, delta)
+        found = _surveyed(chosen, logits, targets, delta, per_positive, ascending)
     except (ValueError, FloatingPointError):
         SharedPositives.stop(logits.device, group)
         raise
-    shared = SharedPositives(len(found.positives), logits.device, group)
+    shared = SharedPositives(found.positives.numel(), logits.device, group)
     if len(shared) == 0:
         return None
-    chosen = backend(logits.device)
     values = shared.gather(per_positive.values) if per_positive else logits[:0]
-    order, queries, values = chosen.sort(shared.gather(found.logits), values)
+    pos_logits = shared.gather(found.logits)
+    order, queries, values, positives = chosen.sort(pos_logits, values, found.positives, ascending)
     step = Step(delta) if delta else HARD_STEP
     if not delta:
         queries, logits = _as_ordinals(queries, logits)
     matrix = chosen.matrix(queries, step.delta)
-    negatives = matrix.locate(logits, targets)
-    weights = values if per_positive and per_positive.are_weights else values[:0]
-    sums = matrix.sums_of_rows(negatives, weights)
-    sums = sums._replace(keys=shared.sum(sums.keys))
-    ranking = Ranking(found.positives, shared, order, values, sums, matrix, step)
-    return ranking, negatives.cells
+    rows = Rows(matrix, matrix.locate(logits, targets), shared.sum if group else None)
+    return Ranking(rows, values, order, positives, shared, step)
 
 
 def _as_ordinals(queries: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,15 +129,22 @@ def _as_ordinals(queries: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _surveyed(
-    logits: Tensor, targets: Tensor, per_positive: ValuePerPositive | None, delta: float
+    chosen: Backend,
+    logits: Tensor,
+    targets: Tensor,
+    delta: float,
+    per_positive: ValuePerPositive | None,
+    ascending: bool,
 ) -> Survey:
     """Check the values of all inputs, and find the positives.
 
     Args:
+        chosen: backend for the device.
         logits: (S,) of :func:`checked_logits`.
         targets: (S,) 1 positive, 0 negative, anything else ignored.
-        per_positive: if the loss has such values.
         delta: half width of the step; 0 for the hard step.
+        per_positive: if the loss has such values.
+        ascending: whether the positives are to be in ascending order.
 
     Returns:
         Survey: with positives and their logits.
@@ -177,18 +154,19 @@ def _surveyed(
         FloatingPointError: if a logit that is not ignored, or a value, is not finite, or if a
             positive's logit is so large that ``delta`` vanishes beside it.
     """
-    name, values, meaning, most, _ = per_positive or ValuePerPositive("", logits[:0], "")
-    found = backend(logits.device).survey(logits, targets, values, most)
-    if per_positive and len(values) != len(found.positives):
+    name, values, meaning, most = per_positive or ValuePerPositive("", logits[:0], "")
+    found = chosen.survey(logits, targets, values, most, ascending)
+    num_values, num_positives = values.numel(), found.positives.numel()
+    if per_positive and num_values != num_positives:
         raise ValueError(
-            f"{name} has {len(values)} elements but targets has {len(found.positives)} positives; "
+            f"{name} has {num_values} elements but targets has {num_positives} positives; "
             "pass one value per positive, in targets order."
         )
     _refuse_non_finite("logits", found.num_bad_logits, logits)
     _refuse_non_finite(name, found.num_bad_values, values)
     if found.num_outside:
         raise ValueError(
-            f"{name}: {found.num_outside} of {len(values)} values lie outside [0, {most:g}]; "
+            f"{name}: {found.num_outside} of {num_values} values lie outside [0, {most:g}]; "
             f"{meaning}."
         )
     resolution = torch.finfo(accumulation_dtype(logits.device)).eps * _RESOLUTION
@@ -209,23 +187,17 @@ def _refuse_non_finite(name: str, num_bad: int, tensor: Tensor) -> None:
         )
 
 
-class ErrorDriven(torch.autograd.Function):
-    """Gives a value the error-driven gradient instead of its derivative (arXiv:2009.13592, Sec. 3).
+def save_for_gradient(ctx, logits: Tensor, ranking: Ranking, pushes: Any) -> None:
+    """Keep in the context of an autograd function what :func:`gradient_of_logits` needs.
 
     The gradient is computed in backward. Until then only the logits and their cells are saved, not
     a second array of S floats.
     """
+    ctx.save_for_backward(logits, ranking.rows.keys.cells)
+    ctx.matrix, ctx.update = ranking.rows.matrix, ranking.update(pushes)
 
-    @staticmethod
-    def forward(
-        ctx, logits: Tensor, value: Tensor, ranking: Ranking, errors: Tensor, cells: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(logits, errors, cells)
-        ctx.ranking = ranking
-        return value.detach()
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output: Tensor):
-        logits, errors, cells = ctx.saved_tensors
-        return ctx.ranking.gradient(errors, cells, logits, grad_output), None, None, None, None
+def gradient_of_logits(ctx, scale: Tensor, among: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """The error-driven gradient instead of a derivative, see :meth:`StepMatrix.gradient`."""
+    logits, cells = ctx.saved_tensors
+    return ctx.matrix.gradient(ctx.update, cells, logits, scale, among)

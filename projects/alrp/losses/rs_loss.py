@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -11,7 +11,13 @@ from torch.autograd.function import once_differentiable
 from .backends.choice import backend
 from .backends.interface import HARD_STEP
 from .inputs import FLOAT_DTYPES, checked_logits
-from .ranking import Ranking, ValuePerPositive, rank_positives
+from .ranking import (
+    Ranking,
+    ValuePerPositive,
+    gradient_of_logits,
+    rank_positives,
+    save_for_gradient,
+)
 from .uncompiled import uncompiled
 
 
@@ -85,17 +91,16 @@ def rs_loss(
         )
     logits = checked_logits(logits, targets, delta or HARD_STEP.delta)
     per_positive = ValuePerPositive("ious", ious, "pass the IoU of each positive's box", most=1.0)
-    ranked = rank_positives(logits, targets, delta, per_positive, group)
-    if ranked is None:
+    with torch.no_grad():
+        ranking = rank_positives(logits, targets, delta, per_positive, group)
+        if ranking is not None:
+            chosen, rows = backend(logits.device), ranking.rows
+            sorting = chosen.sorting_errors(rows.matrix.queries, ranking.values, ranking.step)
+            found = chosen.rs_values(rows, sorting, logits.dtype)
+    if ranking is None:
         # An empty sum is 0 even if an ignored logit is Inf, and keeps the logits in the graph.
         return RSLossOutput(logits[:0].sum(), logits[:0].sum())
-
-    ranking, cells = ranked
-    with torch.no_grad():
-        chosen = backend(logits.device)
-        found = chosen.sorting_errors(ranking.matrix.queries, ranking.values, ranking.step)
-        values = chosen.rs_values(ranking.false_positives, found.rank, found.errors, logits.dtype)
-    return RSLossOutput(*_RankAndSort.apply(logits, ranking, cells, found.gradient, *values))
+    return RSLossOutput(*_RankAndSort.apply(logits, ranking, sorting.gradient, *found))
 
 
 class _RankAndSort(torch.autograd.Function):
@@ -106,25 +111,21 @@ class _RankAndSort(torch.autograd.Function):
         ctx,
         logits: Tensor,
         ranking: Ranking,
-        cells: Tensor,
         among_positives: Tensor,
         ranking_value: Tensor,
         sorting_value: Tensor,
-        errors: Tensor,
+        pushes: Any,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(logits, errors, among_positives, cells)
-        ctx.ranking = ranking
+        save_for_gradient(ctx, logits, ranking, pushes)
+        ctx.among_positives = among_positives
         return ranking_value.detach(), sorting_value.detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_ranking: Tensor, grad_sorting: Tensor):
-        logits, errors, among_positives, cells = ctx.saved_tensors
         # After the hard step the logits do not matter: all that they find is constant in a cell.
-        gradient = ctx.ranking.gradient(
-            errors, cells, logits, grad_ranking, (among_positives, grad_sorting)
-        )
-        return gradient, None, None, None, None, None, None
+        gradient = gradient_of_logits(ctx, grad_ranking, (ctx.among_positives, grad_sorting))
+        return gradient, None, None, None, None, None
 
 
 class RSLoss(nn.Module):

@@ -13,12 +13,12 @@ from . import operators
 from .interface import (
     ALRPValues,
     APValues,
+    Rows,
     RSValues,
     SortedPositives,
     SortingErrors,
     Step,
     StepMatrix,
-    SumsOfRows,
     Survey,
 )
 from .sorting import sorting_errors
@@ -28,28 +28,28 @@ class Backend(NamedTuple):
     """The parts of a backend.
 
     Attributes:
-        survey: function of logits (S,), targets (S,), one value per positive (P_own,), and the
-            greatest that such a value may be.
-        sort: function of logits of positives (P,), and of one value per positive (P,), or (0,).
+        survey: function of logits (S,), targets (S,), one value per positive (P_own,), the greatest
+            that such a value may be, and whether the positives are to be in ascending order.
+        sort: function of logits of positives (P,); of one value per positive in ``targets`` order
+            (P,), or (0,); of ``Survey.positives``; and whether these are in ascending order.
         matrix: its subclass of :class:`StepMatrix`.
         sorting_errors: see :func:`alrp.losses.backends.sorting.sorting_errors`: function of logits
             and IoUs of the positives, both (P,) float64, the logits ascending; and of the step.
-        rs_values: the values of RS Loss: function of false positives, ranks among the positives,
-            and sorting errors, all (P,) float64; and of the dtype of the values.
-        ap_values: the values of AP Loss: function of sums over the negatives and over the
-            positives; and of the dtype of the value.
-        alrp_values: the values of aLRP Loss: function of sums over the negatives, over the
-            positives, and over these weighted by localisation errors; of the (P,) errors; of
-            ``SortedPositives.order``; of ``eps``; and of the dtypes of ``cls`` and ``loc``.
+        alrp_values: the values of aLRP Loss: function of the rows; of the (P,) localisation errors
+            and the order of :class:`SortedPositives`; of ``eps``; and of the dtypes of ``cls`` and
+            ``loc``.
+        ap_values: the values of AP Loss: function of the rows, and of the dtype of the value.
+        rs_values: the values of RS Loss: function of the rows, of the sorting errors, and of the
+            dtype of the values.
     """
 
     survey: Callable[..., Survey]
-    sort: Callable[[Tensor, Tensor], SortedPositives]
+    sort: Callable[..., SortedPositives]
     matrix: type[StepMatrix]
     sorting_errors: Callable[[Tensor, Tensor, Step], SortingErrors]
-    rs_values: Callable[..., RSValues]
-    ap_values: Callable[[SumsOfRows, torch.dtype], APValues]
     alrp_values: Callable[..., ALRPValues]
+    ap_values: Callable[[Rows, torch.dtype], APValues]
+    rs_values: Callable[[Rows, SortingErrors, torch.dtype], RSValues]
 
 
 def backend(device: torch.device) -> Backend:
@@ -84,9 +84,9 @@ def _fused_backend() -> Backend:
         fused.sort,
         fused.FusedMatrix,
         fused.sorting_errors,
-        fused.rs_values,
-        fused.ap_values,
         fused.alrp_values,
+        fused.ap_values,
+        fused.rs_values,
     )
 
 
@@ -95,9 +95,9 @@ _OPERATORS = Backend(
     operators.sort,
     operators.OperatorMatrix,
     functools.partial(sorting_errors, sums_below=operators.sums_below),
-    operators.rs_values,
-    operators.ap_values,
     operators.alrp_values,
+    operators.ap_values,
+    operators.rs_values,
 )
 
 

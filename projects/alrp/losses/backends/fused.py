@@ -6,6 +6,7 @@ of the time. Shape shorthand as in :mod:`alrp.losses.backends.interface`.
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 import torch
@@ -17,12 +18,12 @@ from .interface import (
     ALRPValues,
     APValues,
     LocatedKeys,
+    Rows,
     RSValues,
     SortedPositives,
     SortingErrors,
     Step,
     StepMatrix,
-    SumsOfRows,
     Survey,
     Update,
     cell_dtype,
@@ -30,15 +31,17 @@ from .interface import (
 from .launching import launch
 from .sorting import sorting_errors as sorting_errors_by_levels
 
-# Entries of one program: of a pass over many entries, over sums of cells, and of a sequential one.
+# Entries of one program: of a pass over many entries, and of a sequential one.
 _BLOCK = 512
-_COLLECTED = 128
 _SEQUENTIAL_BLOCK = 2048
 _SEQUENTIAL_WARPS = 16
 # Copies of the sums of the cells: atomic additions to one place wait for each other. A copy counts
-# so many keys and up to two blocks more, which must stay below 2^20.
-_TURNS = 16
-_KEYS_PER_TURN = 1_000_000
+# so many keys and up to two blocks more, which must stay below 2^19.
+_LEAST_TURNS = 4
+_KEYS_PER_TURN = 500_000
+_CLEARED_TURNS = 16  # for 8,000,000 keys; more are cleared by a launch of their own
+# Room for positives whose number is not known.
+_SLOTS = 1 << 16
 # Few knots per bucket, so that a key is found at once; yet the table should stay in the caches.
 _BUCKETS_PER_KNOT = 4
 _MOST_BUCKETS = 1 << 15
@@ -47,27 +50,43 @@ _ROWS, _COLUMNS = 16, 64
 _MOST_SORTED, _MOST_PAIRED = 1 << 14, 1 << 16  # positives, see sort() and sorting_errors()
 
 
-def survey(logits: Tensor, targets: Tensor, values: Tensor, most: float = math.inf) -> Survey:
-    """See :class:`Survey`; the device is read once."""
+def survey(
+    logits: Tensor,
+    targets: Tensor,
+    values: Tensor,
+    most: float = math.inf,
+    ascending: bool = True,
+) -> Survey:
+    """See :class:`Survey`; the device is read once, but twice if there is no room for positives."""
     targets, values = _as_integers(targets), values.contiguous()
     num_entries, num_values, device = logits.numel(), values.numel(), logits.device
-    num_programs = _num_blocks(max(num_entries, num_values))
-    num_groups = -(-num_programs // kernels.GROUP.value)
-    facts = torch.zeros(5 + num_groups, dtype=torch.int64, device=device)
-    counts = torch.empty(num_programs, dtype=torch.int32, device=device)
+    num_slots = num_values or _SLOTS
     inputs = logits, targets, values
-    sizes = num_entries, num_values
-    _launch(kernels.survey, num_programs, inputs, *inputs, float(most), facts, counts, *sizes)
-    num_positives, bad_logits, bad_values, num_outside, largest = facts[:5].tolist()
-    positives = torch.empty(num_positives, dtype=torch.int64, device=device)
-    pos_logits = torch.empty(num_positives, dtype=logits.dtype, device=device)
-    if num_positives:
-        arguments = logits, targets, facts, counts, positives, pos_logits, num_entries
-        _launch(kernels.place_positives, num_programs, (logits, targets), *arguments)
-    return Survey(positives, pos_logits, bad_logits, bad_values, num_outside, _float_of(largest))
+    while True:
+        facts = torch.zeros(5, dtype=torch.int64, device=device)
+        positives = torch.empty(num_slots, dtype=torch.int64, device=device)
+        pos_logits = torch.empty(num_slots, dtype=logits.dtype, device=device)
+        arrays = facts, positives, pos_logits
+        sizes = num_entries, num_values, num_slots
+        arguments = *inputs, float(most), *arrays, *sizes
+        num_programs = _num_blocks(max(num_entries, num_values))
+        launch(kernels.survey, num_programs, inputs, arguments, (_BLOCK,))
+        num_positives, bad_logits, bad_values, num_outside, largest = facts.tolist()
+        if num_positives <= num_slots:
+            break
+        num_slots = num_positives
+    if num_positives < num_slots:
+        positives, pos_logits = positives[:num_positives], pos_logits[:num_positives]
+    if ascending or num_positives > _MOST_SORTED:
+        positives, order = positives.sort()
+        pos_logits = pos_logits.index_select(0, order)
+    largest = _float_of(largest)
+    return Survey(positives, pos_logits, bad_logits, bad_values, num_outside, largest)
 
 
-def sort(logits: Tensor, values: Tensor) -> SortedPositives:
+def sort(
+    logits: Tensor, values: Tensor, positives: Tensor, ascending: bool = True
+) -> SortedPositives:
     """See :class:`SortedPositives`.
 
     Up to 16,384 positives are sorted by all pairs of them, which takes half the time of PyTorch's
@@ -75,140 +94,106 @@ def sort(logits: Tensor, values: Tensor) -> SortedPositives:
     """
     num_positives = logits.numel()
     if num_positives > _MOST_SORTED:
-        return operators.sort(logits, values)
-    inputs = logits.contiguous(), values.contiguous()
-    order = torch.empty_like(inputs[0], dtype=torch.int64)
+        return operators.sort(logits, values, positives)
+    logits, values = logits.contiguous(), values.contiguous()
     found = SortedPositives(
-        order, torch.empty_like(inputs[0]), torch.empty_like(inputs[1], dtype=torch.float64)
+        torch.empty_like(logits, dtype=torch.int64),
+        torch.empty_like(logits),
+        torch.empty_like(values, dtype=torch.float64),
+        positives if ascending else torch.empty_like(positives),
     )
-    valued = values.numel() > 0
-    _launch_pairs(pair_kernels.sort_positives, inputs, *found, num_positives, VALUED=valued)
+    arguments = logits, values, positives, *found, num_positives
+    options = values.numel() > 0, ascending
+    _launch_pairs(pair_kernels.sort_positives, num_positives, (logits, values), arguments, options)
     return found
 
 
 class FusedMatrix(StepMatrix):
     """A :class:`StepMatrix` on a GPU; every result has the same bits every time.
 
-    One kernel writes all of it, to three arrays. Points are the knots and the queries, sorted.
+    One kernel writes all of it, to one table. Points are the knots and the queries, sorted. The
+    table consists of
 
     - float64: (C,) left edges of the cells, (3P,) points, (P,) queries;
+    - int8: (C,) and (3P,), which cells and points are covered, see :func:`fused_kernels.merge`;
     - int32: (C,) the query that the left edge of each cell is a knot of, -1 - i for the upper knot
       of query i; (3P,) the query at each point, -1 for knots; (4, P) places of each query's lower
       and upper knot among the knots, and the same among the points; (B + 1,) number of knots before
-      each of B buckets of equal width;
-    - int8: for cells and points, see :func:`fused_kernels.merge`.
+      each of B buckets of equal width.
     """
 
     def __init__(self, queries: Tensor, delta: float) -> None:
-        num_queries, device = queries.numel(), queries.device
-        self._num_queries, self._num_cells = num_queries, 2 * num_queries + 1
-        self._delta_bits = _bits_of(delta)
-        # A power of two, so that distances in its unit are exact; no covered cell is wider.
-        self._scale_bits = _bits_of(2.0 ** -math.ceil(math.log2(2 * delta)))
+        num_queries = queries.numel()
+        self.num_queries, self._num_cells = num_queries, 2 * num_queries + 1
+        self._step_bits = _step_bits(delta)
         num_buckets = 1 << (2 * _BUCKETS_PER_KNOT * num_queries - 1).bit_length()
-        self._num_buckets = min(num_buckets, _MOST_BUCKETS)
-        self._floats = torch.empty(6 * num_queries + 1, dtype=torch.float64, device=device)
-        num_integers = 9 * num_queries + 2 + self._num_buckets
-        self._integers = torch.empty(num_integers, dtype=torch.int32, device=device)
-        self._flags = torch.empty(5 * num_queries + 1, dtype=torch.int8, device=device)
-        self.queries = self._floats[5 * num_queries + 1 :]
-        sums = torch.empty(_TURNS * 2 * self._num_cells, dtype=torch.int64, device=device)
-        self._sums: Tensor | None = sums
-        num_sums, num_merging = sums.numel(), _num_blocks(num_queries)
-        num_counting = _num_blocks(self._num_buckets + 1)
+        self._num_buckets = num_buckets = min(num_buckets, _MOST_BUCKETS)
+        num_bytes = 8 * (6 * num_queries + 1) + (5 * num_queries + 8) // 8 * 8
+        num_bytes += 4 * (9 * num_queries + 2 + num_buckets)
+        self.table = queries.new_empty(-(-num_bytes // 8), dtype=torch.float64)
+        self._sums: Tensor | None = self._new_sums(_CLEARED_TURNS)
+        num_sums = 1 + _CLEARED_TURNS * 2 * self._num_cells
+        num_merging = _num_blocks(num_queries)
+        num_counting = _num_blocks(num_buckets + 1)
         num_clearing = -(-num_sums // (_BLOCK * kernels.CLEARED.value))
         queries = queries.contiguous()
-        _launch(
-            kernels.merge,
-            num_merging + num_counting + num_clearing,
-            (queries,),
-            *(queries, *self._arrays(), sums, num_queries, self._num_buckets),
-            *(num_sums, num_merging, num_counting, self._delta_bits),
-            NUM_STEPS=_num_steps(num_queries),
-        )
+        num_programs = num_merging + num_counting + num_clearing
+        sizes = num_queries, num_buckets, num_sums, num_merging, num_counting
+        arguments = queries, self.table, self._sums, *sizes, self._step_bits[0]
+        constants = _num_steps(num_queries), _BLOCK
+        launch(kernels.merge, num_programs, (queries,), arguments, constants)
 
-    def _arrays(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self._floats, self._integers, self._flags
+    def _new_sums(self, num_turns: int) -> Tensor:
+        """int64, not cleared, for what stands beside ``_scratch`` in :mod:`.fused_kernels`."""
+        size = 14 * self.num_queries + 3 + num_turns * 2 * self._num_cells
+        return self.table.new_empty(size, dtype=torch.int64)
+
+    @property
+    def queries(self) -> Tensor:  # type: ignore[override]
+        return self.table.narrow(0, 5 * self.num_queries + 1, self.num_queries)
 
     def locate(self, logits: Tensor, targets: Tensor) -> LocatedKeys:
-        num_entries, num_cells, device = logits.numel(), self._num_cells, logits.device
-        num_turns = max(_TURNS, -(-num_entries // _KEYS_PER_TURN))
+        num_entries = logits.numel()
+        num_turns = _num_turns(num_entries)
         sums, self._sums = self._sums, None  # they are clear only once
-        if sums is None or num_turns > _TURNS:
-            sums = torch.zeros(num_turns * 2 * num_cells, dtype=torch.int64, device=device)
-        cells = torch.empty(num_entries, dtype=cell_dtype(num_cells), device=device)
-        inputs = logits, _as_integers(targets)
-        _launch(
-            kernels.locate,
-            _num_blocks(num_entries),
-            (*inputs, cells),
-            *(*inputs, self._floats, self._integers, cells, sums),
-            *(num_entries, self._num_queries, self._num_buckets, num_turns, self._scale_bits),
-        )
-        cell_sums = torch.empty(2, num_cells, dtype=torch.float64, device=device)
-        arguments = sums, cell_sums, num_cells, num_turns, self._scale_bits
-        launch(kernels.collect, -(-num_cells // _COLLECTED), (), *arguments, BLOCK=_COLLECTED)
-        return LocatedKeys(cells, cell_sums)
+        if sums is None or num_turns > _CLEARED_TURNS:
+            sums = self._new_sums(num_turns).zero_()
+        cells = torch.empty_like(logits, dtype=cell_dtype(self._num_cells))
+        targets = _as_integers(targets)
+        sizes = num_entries, self.num_queries, self._num_buckets, num_turns
+        arguments = logits, targets, self.table, cells, sums, *sizes, self._step_bits[1]
+        num_programs, typed = _num_blocks(num_entries), (logits, targets, cells)
+        launch(kernels.locate, num_programs, typed, arguments, (_BLOCK,))
+        return LocatedKeys(cells, sums)
 
     def matvec(self, keys: LocatedKeys) -> Tensor:
-        return self._sum_rows(keys, None, 0, 1)[0]
+        result = self.table.new_empty(self.num_queries)
+        arguments = self.table, keys.sums, result, *self.sizes(keys)
+        _launch_sequential(kernels.count, (), arguments)
+        return result
 
-    def among_queries(self, weights: Tensor | None = None) -> Tensor:
-        return self._sum_rows(None, weights, 1 if weights is None else 2, 1)[0]
+    def sizes(self, keys: LocatedKeys) -> tuple[int, int, int, int]:
+        """Numbers of queries and of turns, and the bits of the step."""
+        return self.num_queries, _num_turns(keys.cells.numel()), *self._step_bits
 
-    def sums_of_rows(self, keys: LocatedKeys, weights: Tensor) -> SumsOfRows:
-        is_weighted = weights.numel() > 0
-        sums = self._sum_rows(keys, weights, 0, 3 if is_weighted else 2).unbind()
-        return SumsOfRows(sums[0], sums[1], sums[2] if is_weighted else weights)
-
-    def _sum_rows(
-        self, keys: LocatedKeys | None, weights: Tensor | None, first: int, count: int
+    def gradient(
+        self,
+        update: Update,
+        cells: Tensor,
+        logits: Tensor,
+        scale: Tensor,
+        among: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """(count, P) sums, see :func:`fused_kernels.sum_rows`."""
-        queries = self.queries
-        cell_sums = queries if keys is None else keys.sums
-        areas = torch.empty(count * 3 * queries.numel(), dtype=torch.float64, device=queries.device)
-        sums = torch.empty(count, queries.numel(), dtype=torch.float64, device=queries.device)
-        weights = queries if weights is None else weights.contiguous()
-        arrays = *self._arrays(), cell_sums, weights, areas, sums
-        sizes = self._num_queries, first, self._delta_bits
-        _launch_sequential(kernels.sum_rows, (), *arrays, *sizes, num_programs=count)
-        return sums
-
-    def rmatvec(self, weights: Tensor, cells: Tensor, logits: Tensor) -> Tensor:
-        weights = weights.contiguous()
-        return self._sums_of_columns(
-            Update(weights, weights, weights, weights, weights, 0, 1), cells, logits, False
-        )
-
-    def gradient(self, update: Update, cells: Tensor, logits: Tensor) -> Tensor:
-        return self._sums_of_columns(update, cells, logits, True)
-
-    def _sums_of_columns(
-        self, update: Update, cells: Tensor, logits: Tensor, is_update: bool
-    ) -> Tensor:
-        """:meth:`gradient`, or else :meth:`rmatvec` with the errors as weights."""
-        logits = logits.contiguous()
-        profile = torch.empty(2 * self._num_cells, dtype=torch.float64, device=logits.device)
+        logits, num_entries, num_queries = logits.contiguous(), logits.numel(), self.num_queries
         results = torch.empty_like(logits)
-        errors, false_positives, scale, order, positives, num_before, num_processes, _ = update
-        among, among_scale = update.among or (errors, scale)
-        _launch_sequential(
-            kernels.column_profile,
-            (scale, among_scale, results),
-            *(errors, false_positives.contiguous(), scale, among.contiguous(), among_scale),
-            *(order, positives, results, *self._arrays(), profile),
-            *(self._num_queries, num_before, positives.numel(), num_processes, self._delta_bits),
-            UPDATE=is_update,
-            AMONG=update.among is not None,
-        )
-        _launch(
-            kernels.evaluate,
-            _num_blocks(logits.numel()),
-            (logits, cells, results),
-            *(logits, cells, self._floats, profile, results, logits.numel(), self._num_cells),
-            KEPT=is_update,
-        )
+        pushes, order, positives, num_before, num_processes = update
+        second, second_scale = among or (pushes, scale)
+        num_programs = -(-num_entries // _BLOCK) + _num_blocks(num_queries)
+        arrays = logits, cells, self.table, pushes, order, positives, scale, second, second_scale
+        sizes = num_entries, num_queries, num_before, positives.numel(), num_processes
+        typed = logits, cells, scale, second_scale, results
+        arguments, constants = (*arrays, results, *sizes), (among is not None, _BLOCK)
+        launch(kernels.evaluate, num_programs, typed, arguments, constants)
         return results
 
 
@@ -224,15 +209,18 @@ def sorting_errors(logits: Tensor, ious: Tensor, step: Step) -> SortingErrors:
         return sorting_errors_by_levels(logits, ious, step, operators.sums_below)
     found = torch.empty(4, num_queries, dtype=logits.dtype, device=logits.device)
     rank, errors, shares, gradient = found
-    sizes = num_queries, _bits_of(step.delta), _bits_of(step.shift)
     pairs = logits.contiguous(), ious.contiguous()
-    _launch_pairs(pair_kernels.find_sorting_errors, pairs, rank, errors, shares, *sizes)
-    _launch_pairs(pair_kernels.find_sorting_gradient, pairs, errors, shares, gradient, *sizes)
+    sizes = num_queries, _bits_of(step.delta), _bits_of(step.shift)
+    for kernel, arrays in (
+        (pair_kernels.find_sorting_errors, (rank, errors, shares)),
+        (pair_kernels.find_sorting_gradient, (errors, shares, gradient)),
+    ):
+        _launch_pairs(kernel, num_queries, pairs, (*pairs, *arrays, *sizes))
     return SortingErrors(rank, errors, gradient)
 
 
 def alrp_values(
-    sums: SumsOfRows,
+    rows: Rows,
     errors: Tensor,
     order: Tensor,
     eps: float,
@@ -240,60 +228,70 @@ def alrp_values(
     loc_dtype: torch.dtype,
 ) -> ALRPValues:
     """See :class:`Backend`."""
-    false_positives, among, errors_above = (x.contiguous() for x in sums)
-    values = ALRPValues(
-        cls=errors.new_empty((), dtype=dtype),
-        loc=errors.new_empty((), dtype=loc_dtype),
-        ranking_errors=torch.empty_like(errors),
-        rank=torch.empty_like(errors, dtype=dtype),
-        loc_weights=torch.empty_like(errors, dtype=loc_dtype),
-    )
-    inputs = false_positives, among, errors, errors_above, order
-    arguments = *inputs, *values, errors.numel(), _bits_of(eps)
-    _launch_sequential(kernels.alrp_values, values[:2], *arguments)
-    return values
+    cls, loc = errors.new_empty((), dtype=dtype), errors.new_empty((), dtype=loc_dtype)
+    rank = torch.empty_like(errors, dtype=dtype)
+    loc_weights = torch.empty_like(errors, dtype=loc_dtype)
+    arrays = errors, order, cls, loc, rank, loc_weights
+    pushes = _launch_values(kernels.alrp_values, 3, rows, (cls, loc), arrays, _bits_of(eps))
+    return ALRPValues(cls, loc, pushes, rank, loc_weights)
 
 
-def ap_values(sums: SumsOfRows, dtype: torch.dtype) -> APValues:
+def ap_values(rows: Rows, dtype: torch.dtype) -> APValues:
     """See :class:`Backend`."""
-    false_positives, among = sums.keys.contiguous(), sums.queries.contiguous()
-    values = APValues(among.new_empty((), dtype=dtype), torch.empty_like(among))
-    arguments = false_positives, among, *values, among.numel()
-    _launch_sequential(kernels.ap_values, values[:1], *arguments)
-    return values
+    value = rows.keys.sums.new_empty((), dtype=dtype)
+    return APValues(value, _launch_values(kernels.ap_values, 2, rows, (value,), (value,)))
 
 
-def rs_values(
-    false_positives: Tensor,
-    rank_among_positives: Tensor,
-    sorting_errors: Tensor,
-    dtype: torch.dtype,
-) -> RSValues:
+def rs_values(rows: Rows, sorting: SortingErrors, dtype: torch.dtype) -> RSValues:
     """See :class:`Backend`."""
-    inputs = [x.contiguous() for x in (false_positives, rank_among_positives, sorting_errors)]
-    ranking, sorting = (false_positives.new_empty((), dtype=dtype) for _ in range(2))
-    values = RSValues(ranking, sorting, torch.empty_like(false_positives))
-    arguments = *inputs, *values, false_positives.numel()
-    _launch_sequential(kernels.rs_values, values[:2], *arguments)
-    return values
+    values = sorting.rank.new_empty((), dtype=dtype), sorting.rank.new_empty((), dtype=dtype)
+    arrays = sorting.rank.contiguous(), sorting.errors.contiguous(), *values
+    return RSValues(*values, _launch_values(kernels.rs_values, 1, rows, values, arrays))
+
+
+def _launch_values(
+    kernel,
+    num_sums: int,
+    rows: Rows,
+    typed: tuple[Tensor, ...],
+    arrays: tuple[Tensor, ...],
+    *numbers: int,
+) -> Tensor:
+    """Launch a kernel of values, a program for each of its sums of rows; return its pushes.
+
+    These are float64: the (2, C) profile of the sum over the queries, as a function of the key: its
+    value at the left edge of each cell, and its slope; (P,) errors; (P,) false positives.
+    """
+    matrix, keys = rows.matrix, rows.keys
+    assert isinstance(matrix, FusedMatrix)
+    num_queries = matrix.num_queries
+    pushes = matrix.table.new_empty(6 * num_queries + 2)
+    if rows.add_up is not None:
+        pushes[-num_queries:] = rows.false_positives()
+    arguments = matrix.table, keys.sums, pushes, *arrays, *matrix.sizes(keys), *numbers
+    _launch_sequential(kernel, typed, arguments, (rows.add_up is None,), num_sums)
+    return pushes
 
 
 def try_out(device: torch.device) -> None:
     """Compile and run every kernel once; raises whatever error comes."""
     logits = torch.zeros(2, device=device)
     targets = torch.arange(2, device=device)
-    found = survey(logits, targets, logits[:1])
-    order, queries, values = sort(found.logits, found.logits)
+    found = survey(logits, targets, logits[:1], ascending=False)
+    for ascending in (True, False):
+        order, queries, values, positives = sort(
+            found.logits, logits[:1], found.positives, ascending
+        )
     matrix = FusedMatrix(queries, 1.0)
-    keys = matrix.locate(logits, targets)
-    sums = matrix.sums_of_rows(keys, values)
-    alrp_values(sums, values, order, 0.0, logits.dtype, logits.dtype)
-    errors = ap_values(sums, logits.dtype).errors
+    rows = Rows(matrix, matrix.locate(logits, targets))
+    matrix.matvec(rows.keys)
+    alrp_values(rows, values, order, 0.0, logits.dtype, logits.dtype)
+    ap_values(rows, logits.dtype)
     sorting = sorting_errors(matrix.queries, values, Step(1.0))
-    rs_values(sums.keys, sorting.rank, sorting.errors, logits.dtype)
+    pushes = rs_values(rows, sorting, logits.dtype).pushes
     for among in (None, (sorting.gradient, logits[0])):
-        update = Update(errors, sums.keys, logits[0], order, found.positives, 0, 1, among)
-        matrix.gradient(update, keys.cells, logits)
+        update = Update(pushes, order, positives)
+        matrix.gradient(update, rows.keys.cells, logits, logits[0], among)
 
 
 def _as_integers(targets: Tensor) -> Tensor:
@@ -301,8 +299,21 @@ def _as_integers(targets: Tensor) -> Tensor:
     return targets.view(torch.uint8) if targets.dtype == torch.bool else targets
 
 
+@functools.lru_cache(maxsize=64)
+def _step_bits(delta: float) -> tuple[int, int]:
+    """Of ``delta``, and of the scale of distances.
+
+    That is a power of two, so that distances in its unit are exact; no covered cell is wider.
+    """
+    return _bits_of(delta), _bits_of(2.0 ** -math.ceil(math.log2(2 * delta)))
+
+
 def _num_blocks(num_entries: int) -> int:
     return max(1, -(-num_entries // _BLOCK))
+
+
+def _num_turns(num_keys: int) -> int:
+    return max(_LEAST_TURNS, -(-num_keys // _KEYS_PER_TURN))
 
 
 def _num_steps(num_values: int) -> int:
@@ -310,21 +321,17 @@ def _num_steps(num_values: int) -> int:
     return -(-num_values.bit_length() // 4) * 4
 
 
-def _launch(kernel, num_programs: int, typed: tuple, *arguments, **constants) -> None:
-    launch(kernel, num_programs, typed, *arguments, **constants, BLOCK=_BLOCK)
-
-
 def _launch_sequential(
-    kernel, typed: tuple, *arguments, num_programs: int = 1, **constants
+    kernel, typed: tuple, arguments: tuple, constants: tuple = (), num_programs: int = 1
 ) -> None:
-    sizes = {"num_warps": _SEQUENTIAL_WARPS, "BLOCK": _SEQUENTIAL_BLOCK}
-    launch(kernel, num_programs, typed, *arguments, **constants, **sizes)
+    constants = *constants, _SEQUENTIAL_BLOCK
+    launch(kernel, num_programs, typed, arguments, constants, num_warps=_SEQUENTIAL_WARPS)
 
 
-def _launch_pairs(kernel, inputs: tuple[Tensor, Tensor], *arguments, **constants) -> None:
-    num_programs = -(-inputs[0].numel() // _ROWS)
-    tile = {"ROWS": _ROWS, "COLUMNS": _COLUMNS}
-    launch(kernel, num_programs, inputs, *inputs, *arguments, **constants, **tile)
+def _launch_pairs(
+    kernel, num_rows: int, typed: tuple, arguments: tuple, constants: tuple = ()
+) -> None:
+    launch(kernel, -(-num_rows // _ROWS), typed, arguments, (*constants, _ROWS, _COLUMNS))
 
 
 def _bits_of(value: float) -> int:

@@ -15,9 +15,13 @@ import triton.language as tl
 
 from .launching import IS_DIRECT
 
-GROUP = tl.constexpr(64)  # programs whose positives are counted together
 CLEARED = tl.constexpr(8)  # blocks that one program clears
-
+# How locate() packs what collect() unpacks. The units divide 1 / scale. The coarse one divides most
+# distances between numbers in float32, so that little is left for the fine one.
+COARSE = tl.constexpr(1 << 24)  # units in 1 / scale
+FINE = tl.constexpr(1 << 38)  # fine units in a coarse one
+ONE_KEY = tl.constexpr(1 << 44)  # more than fewer than 2^19 distances of up to 2 * COARSE units
+LOW = tl.constexpr(1 << 21)  # sums of fine units are read in two parts, at this number
 
 # Arrays of all entries, of which threads read and write 16 bytes at once if the address allows it.
 _LARGE = {"logits", "targets", "cells", "results"}
@@ -64,16 +68,18 @@ def survey(
     values,
     most,
     facts,
-    counts,
+    positives,
+    pos_logits,
     num_entries: tl.int64,
     num_values,
+    num_slots,
     BLOCK: tl.constexpr,
 ):
-    """Write the number of positives of each program; add to int64 ``facts``.
+    """Add to int64 ``facts``; write indices and logits of up to ``num_slots`` positives.
 
-    These are the numbers of positives, bad logits, bad values and values outside, and the bits of
-    the largest logit, which sort like floats above 0. The others are the numbers of positives of
-    ``GROUP`` programs each.
+    The facts are the numbers of positives, bad logits, bad values and values outside, and the bits
+    of the largest logit, which sort like floats above 0. The positives of a program come together,
+    but programs in any order.
     """
     i = _entries(BLOCK)
     is_entry = i < num_entries
@@ -82,61 +88,28 @@ def survey(
     is_positive = is_entry & (target == 1)
     is_finite = tl.abs(x) < float("inf")
     is_bad = is_entry & ((target == 0) | (target == 1)) & (is_finite == 0)
-    num_positives = tl.sum(is_positive.to(tl.int32), 0)
-    tl.store(counts + tl.program_id(0), num_positives)
-    largest = tl.max(tl.where(is_positive & is_finite, tl.abs(x), 0.0).to(tl.float64), 0)
 
     is_value = i < num_values
     value = tl.load(values + i, mask=is_value, other=0.0).to(tl.float64)
     is_bad_value = is_value & ((tl.abs(value) < float("inf")) == 0)
     is_outside = is_value & ((value < -0.01) | (value > most + 0.01))
 
+    # Most programs have nothing to tell.
     num_bad = tl.sum(is_bad.to(tl.int32), 0)
     num_bad_values = tl.sum(is_bad_value.to(tl.int32), 0)
     num_outside = tl.sum(is_outside.to(tl.int32), 0)
-    # Most programs have nothing to tell.
-    group = facts + 5 + tl.program_id(0) // GROUP
-    tl.atomic_add(group, num_positives.to(tl.int64), mask=num_positives > 0, sem="relaxed")
-    tl.atomic_add(facts, num_positives.to(tl.int64), mask=num_positives > 0, sem="relaxed")
     tl.atomic_add(facts + 1, num_bad.to(tl.int64), mask=num_bad > 0, sem="relaxed")
     tl.atomic_add(facts + 2, num_bad_values.to(tl.int64), mask=num_bad_values > 0, sem="relaxed")
     tl.atomic_add(facts + 3, num_outside.to(tl.int64), mask=num_outside > 0, sem="relaxed")
-    tl.atomic_max(
-        facts + 4, largest.to(tl.int64, bitcast=True), mask=num_positives > 0, sem="relaxed"
-    )
-
-
-@kernel
-def place_positives(
-    logits,
-    targets,
-    facts,
-    counts,
-    positives,
-    pos_logits,
-    num_entries: tl.int64,
-    BLOCK: tl.constexpr,
-):
-    """Write indices, ascending, and logits of the positives; the rest is of :func:`survey`."""
-    program = tl.program_id(0)
-    count = tl.load(counts + program)
-    if count > 0:
-        group = program // GROUP
-        before = tl.zeros([BLOCK], tl.int64)
-        start = 0
-        while start < group:
-            other = start + tl.arange(0, BLOCK)
-            before += tl.load(facts + 5 + other, mask=other < group, other=0)
-            start += BLOCK
-        other = group * GROUP + tl.arange(0, GROUP)
-        place = tl.sum(before, 0)
-        place += tl.sum(tl.load(counts + other, mask=other < program, other=0), 0)
-        i = _entries(BLOCK)
-        is_positive = tl.load(targets + i, mask=i < num_entries, other=2) == 1
-        place += tl.cumsum(is_positive.to(tl.int32), 0) - 1
-        tl.store(positives + place, i, mask=is_positive)
-        logit = tl.load(logits + i, mask=is_positive, other=0.0)
-        tl.store(pos_logits + place, logit, mask=is_positive)
+    num_positives = tl.sum(is_positive.to(tl.int32), 0)
+    if num_positives > 0:
+        largest = tl.max(tl.where(is_positive & is_finite, tl.abs(x), 0.0).to(tl.float64), 0)
+        tl.atomic_max(facts + 4, largest.to(tl.int64, bitcast=True), sem="relaxed")
+        first = tl.atomic_add(facts, num_positives.to(tl.int64), sem="relaxed")
+        slot = first + tl.cumsum(is_positive.to(tl.int32), 0) - 1
+        has_slot = is_positive & (slot < num_slots)
+        tl.store(positives + slot, i, mask=has_slot)
+        tl.store(pos_logits + slot, x, mask=has_slot)
 
 
 @triton.jit
@@ -190,12 +163,41 @@ def _num_in_buckets_below(
     return low
 
 
+@triton.jit
+def _flags(table, num_queries):
+    """The int8 part of the table of a :class:`FusedMatrix`."""
+    return (table + 6 * num_queries + 1).to(tl.pointer_type(tl.int8))
+
+
+@triton.jit
+def _integers(table, num_queries):
+    """The int32 part, which begins at the next multiple of 8 bytes."""
+    start = 6 * num_queries + 1 + (5 * num_queries + 8) // 8
+    return (table + start).to(tl.pointer_type(tl.int32))
+
+
+@triton.jit
+def _scratch(sums):
+    """For float64 numbers: (2, C) sums of cells, (8P,) areas, (2, P) sums among the queries."""
+    return sums.to(tl.pointer_type(tl.float64))
+
+
+@triton.jit
+def _num_done(sums, num_queries):
+    """Behind it, one number: of the programs that have come to an end."""
+    return sums + 14 * num_queries + 2
+
+
+@triton.jit
+def _cell_counts(sums, num_queries):
+    """Behind that, (turns, 2, C) packed sums."""
+    return _num_done(sums, num_queries) + 1
+
+
 @kernel
 def merge(
     queries,
-    floats,
-    integers,
-    flags,
+    table,
     sums,
     num_queries,
     num_buckets,
@@ -206,7 +208,7 @@ def merge(
     NUM_STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write all of a :class:`FusedMatrix`: three arrays, whose parts stand there; clear its sums.
+    """Write the table of a :class:`FusedMatrix`, whose parts stand there; clear its sums.
 
     The first ``num_merging`` programs sort knots, and points: these are the knots and the queries.
     Of equal ones, lower knots come before upper ones and both before queries. A cell, or the space
@@ -217,8 +219,9 @@ def merge(
     delta = float_of(delta_bits)
     program = tl.program_id(0)
     num_cells = 2 * num_queries + 1
+    flags, integers = _flags(table, num_queries), _integers(table, num_queries)
     if program < num_merging:
-        points = floats + num_cells
+        points = table + num_cells
         point_owners = integers + num_cells
         places = point_owners + 3 * num_queries
         is_point_covered = flags + num_cells
@@ -236,7 +239,7 @@ def merge(
 
         place = i + upper_below_low
         tl.store(places + i, place, mask=mask)
-        tl.store(floats + 1 + place, low, mask=mask)
+        tl.store(table + 1 + place, low, mask=mask)
         tl.store(integers + 1 + place, i, mask=mask)
         tl.store(flags + 1 + place, 1, mask=mask)
         place += query_below_low
@@ -248,7 +251,7 @@ def merge(
         place = i + lower_below_high
         is_inside = (lower_below_high > i + 1).to(tl.int8)
         tl.store(places + num_queries + i, place, mask=mask)
-        tl.store(floats + 1 + place, high, mask=mask)
+        tl.store(table + 1 + place, high, mask=mask)
         tl.store(integers + 1 + place, -1 - i, mask=mask)
         tl.store(flags + 1 + place, is_inside, mask=mask)
         place += query_below_high
@@ -277,15 +280,15 @@ def merge(
         start = (program - num_merging - num_counting).to(tl.int64) * (CLEARED * BLOCK)
         for part in tl.static_range(CLEARED):
             i = start + part * BLOCK + tl.arange(0, BLOCK)
-            tl.store(sums + i, tl.zeros([BLOCK], tl.int64), mask=i < num_sums)
+            place = _num_done(sums, num_queries) + i
+            tl.store(place, tl.zeros([BLOCK], tl.int64), mask=i < num_sums)
 
 
 @kernel
 def locate(
     logits,
     targets,
-    floats,
-    integers,
+    table,
     cells,
     sums,
     num_entries: tl.int64,
@@ -298,11 +301,10 @@ def locate(
     """Write the cell of each key, -1 for positives, else 0; add to the sums of the cells.
 
     Only the knots in the bucket of a key are compared with it. Programs take turns among the
-    (turns, 2, C) int64 ``sums``. Distances to the left edge of the cell are counted in units of
-    2^-21 and, what is left, of 2^-62 of ``1 / scale``, and cut off below. No covered cell is wider
-    than ``1 / scale``, and of others the distances do not matter. The first sum is of 2^43 and the
-    first part of the distance, so it counts the keys, too: fewer than 2^20 of them take one turn.
-    Keys in cell 0 are not summed.
+    (turns, 2, C) int64 ``sums``. Distances to the left edge of the cell are counted in coarse units
+    and, what is left, in fine ones, and cut off below. No covered cell is wider than ``1 / scale``,
+    and of others the distances do not matter. The first sum is of ``ONE_KEY`` and the coarse units,
+    so it counts the keys, too: fewer than 2^19 of them take one turn. Those in cell 0 are left out.
     """
     num_cells = 2 * num_queries + 1
     i = _entries(BLOCK)
@@ -310,28 +312,29 @@ def locate(
     x = tl.load(logits + i, mask=is_entry, other=0.0).to(tl.float64)
     target = tl.load(targets + i, mask=is_entry, other=2)
     is_key = is_entry & (target == 0)
-    lowest, highest = tl.load(floats + 1), tl.load(floats + num_cells - 1)
+    lowest, highest = tl.load(table + 1), tl.load(table + num_cells - 1)
     is_summed = is_key & (x >= lowest)
     x = tl.where(is_summed, x, lowest)
-    starts = integers + num_cells + 7 * num_queries + _bucket(x, lowest, highest, num_buckets)
+    starts = _integers(table, num_queries) + num_cells + 7 * num_queries
+    starts += _bucket(x, lowest, highest, num_buckets)
     cell = tl.load(starts, mask=is_summed, other=0)  # number of knots up to the key
     end = tl.load(starts + 1, mask=is_summed, other=0)
     most = tl.max(end - cell, 0)
     while most > 0:
         middle = (cell + end) // 2
-        knot = tl.load(floats + 1 + middle, mask=cell < end, other=float("inf"))
+        knot = tl.load(table + 1 + middle, mask=cell < end, other=float("inf"))
         is_right = (knot <= x) & (cell < end)
         cell = tl.where(is_right, middle + 1, cell)
         end = tl.where(is_right, end, middle)
         most = most // 2
     tl.store(cells + i, tl.where(target == 1, -1, cell), mask=is_entry)
 
-    left = tl.load(floats + cell, mask=is_summed, other=0.0)
+    left = tl.load(table + cell, mask=is_summed, other=0.0)
     scale = float_of(scale_bits)
-    distance = tl.where(is_summed, tl.minimum((x - left) * scale, 2.0), 0.0) * 2097152.0
+    distance = tl.where(is_summed, tl.minimum((x - left) * scale, 2.0), 0.0) * COARSE
     coarse = distance.to(tl.int64)
-    fine = ((distance - coarse.to(tl.float64)) * 2199023255552.0).to(tl.int64)
-    coarse += tl.where(is_summed, 8796093022208, 0)
+    fine = ((distance - coarse.to(tl.float64)) * FINE).to(tl.int64)
+    coarse += tl.where(is_summed, ONE_KEY, 0)
 
     # Often most keys lie in one cell, where atomic additions would queue. So the keys in the cell
     # of the first one are summed here.
@@ -340,7 +343,8 @@ def locate(
     common = tl.sum(tl.where(lane == first, cell, 0), 0)
     is_common = is_summed & (cell == common)
     is_other = is_summed & (cell != common)
-    turn = sums + (tl.program_id(0) % num_turns).to(tl.int64) * 2 * num_cells
+    turn = _cell_counts(sums, num_queries)
+    turn += (tl.program_id(0) % num_turns).to(tl.int64) * 2 * num_cells
     common_coarse = tl.sum(tl.where(is_common, coarse, 0), 0)
     common_fine = tl.sum(tl.where(is_common, fine, 0), 0)
     tl.atomic_add(turn + common, common_coarse, mask=common_coarse > 0, sem="relaxed")
@@ -350,31 +354,33 @@ def locate(
     tl.atomic_add(turn + num_cells + cell, fine, mask=is_other & (fine > 0), sem="relaxed")
 
 
-@kernel
-def collect(sums, cell_sums, num_cells, num_turns, scale_bits: tl.int64, BLOCK: tl.constexpr):
-    """Write the (2, C) sums of :class:`LocatedKeys` from those of :func:`locate`."""
-    cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = cell < num_cells
-    count = tl.zeros([BLOCK], tl.int64)
-    coarse = tl.zeros([BLOCK], tl.int64)
-    fine = tl.zeros([BLOCK], tl.int64)  # in units of 2^-41
-    rest = tl.zeros([BLOCK], tl.int64)
-    part = sums + cell
-    turn = 0
-    while turn < num_turns:
-        packed = tl.load(part, mask=mask, other=0)
-        count += packed >> 43
-        coarse += packed & 8796093022207
-        packed = tl.load(part + num_cells, mask=mask, other=0)
-        fine += packed >> 21
-        rest += packed & 2097151
-        part += 2 * num_cells
-        turn += 1
-    unit = 1.0 / (float_of(scale_bits) * 2097152.0)
-    total = (fine.to(tl.float64) + rest.to(tl.float64) / 2097152.0) / 1048576.0
-    total += coarse.to(tl.float64)
-    tl.store(cell_sums + cell, count.to(tl.float64), mask=mask)
-    tl.store(cell_sums + num_cells + cell, total * unit, mask=mask)
+@triton.jit
+def _collect(counts, cell_sums, num_cells, num_turns, scale, BLOCK: tl.constexpr):
+    """Write the (2, C) numbers of keys in each cell, and the sums of their distances."""
+    start = 0
+    while start < num_cells:
+        cell = start + tl.arange(0, BLOCK)
+        mask = cell < num_cells
+        number = tl.zeros([BLOCK], tl.int64)
+        coarse = tl.zeros([BLOCK], tl.int64)
+        fine = tl.zeros([BLOCK], tl.int64)  # in units of FINE / LOW
+        low = tl.zeros([BLOCK], tl.int64)
+        part = counts + cell
+        turn = 0
+        while turn < num_turns:
+            packed = tl.load(part, mask=mask, other=0)
+            number += packed // ONE_KEY
+            coarse += packed % ONE_KEY
+            packed = tl.load(part + num_cells, mask=mask, other=0)
+            fine += packed // LOW
+            low += packed % LOW
+            part += 2 * num_cells
+            turn += 1
+        distance = (fine.to(tl.float64) + low.to(tl.float64) / LOW) / (FINE // LOW)
+        distance = (distance + coarse.to(tl.float64)) / COARSE
+        tl.store(cell_sums + cell, number.to(tl.float64), mask=mask)
+        tl.store(cell_sums + num_cells + cell, distance / scale, mask=mask)
+        start += BLOCK
 
 
 @triton.jit
@@ -384,7 +390,6 @@ def _write_row_sums(
     gains,
     moments,
     owners,
-    is_weighted,
     places,
     areas,
     sums,
@@ -392,14 +397,15 @@ def _write_row_sums(
     num_queries,
     delta,
     OWNED: tl.constexpr,
+    WEIGHTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Write the sum of each row: the mean of the weight above, over its linear part.
 
     The integral from each point on of the weight above comes first, from the last point down; see
     :meth:`StepMatrix.matvec`. The weight above grows at each point: by its ``gains``, or if
-    ``OWNED`` by that of the query that is there, which is 1 unless ``is_weighted``. ``moments`` are
-    of the weight between a point and the next, and left out if ``OWNED``.
+    ``OWNED`` by that of the query that is there, which is 1 unless ``WEIGHTED``. ``moments`` are of
+    the weight between a point and the next, and left out if ``OWNED``.
     """
     above = _zero(BLOCK)
     area = _zero(BLOCK)
@@ -410,8 +416,9 @@ def _write_row_sums(
         has_next = mask & (i + 1 < num_points)
         if OWNED:
             owner = tl.load(owners + i + 1, mask=has_next, other=-1)
-            gain = tl.load(gains + owner, mask=(owner >= 0) & is_weighted, other=1.0)
-            gain = tl.where(owner >= 0, gain, 0.0)
+            gain = tl.where(owner >= 0, 1.0, 0.0).to(tl.float64)
+            if WEIGHTED:
+                gain = tl.load(gains + owner, mask=owner >= 0, other=0.0)
         else:
             gain = tl.load(gains + i + 1, mask=has_next, other=0.0)
         covered = mask & (tl.load(is_covered + i, mask=mask, other=0) > 0)
@@ -437,66 +444,114 @@ def _write_row_sums(
         # The areas are sums by blocks, which rounding could leave the wrong way round.
         tl.store(sums + i, tl.maximum(between, 0.0) / (2.0 * delta), mask=mask)
         start += BLOCK
+    tl.debug_barrier()
+
+
+@triton.jit
+def _write_false_positives(
+    table, sums, false_positives, num_queries, num_turns, delta, scale, BLOCK: tl.constexpr
+):
+    """Write the sums of the rows over the keys."""
+    num_cells = 2 * num_queries + 1
+    cell_sums = _scratch(sums)
+    _collect(_cell_counts(sums, num_queries), cell_sums, num_cells, num_turns, scale, BLOCK)
+    tl.debug_barrier()
+    integers = _integers(table, num_queries)
+    _write_row_sums(
+        table + 1,
+        _flags(table, num_queries) + 1,
+        cell_sums + 1,
+        cell_sums + num_cells + 1,
+        integers,
+        integers + num_cells + 3 * num_queries,
+        cell_sums + 2 * num_cells,
+        false_positives,
+        num_cells - 1,
+        num_queries,
+        delta,
+        OWNED=False,
+        WEIGHTED=False,
+        BLOCK=BLOCK,
+    )
+
+
+@triton.jit
+def _write_sums_among_queries(
+    table, weights, areas, row_sums, num_queries, delta, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Write the sums of the rows over the queries."""
+    num_cells = 2 * num_queries + 1
+    owners = _integers(table, num_queries) + num_cells
+    _write_row_sums(
+        table + num_cells,
+        _flags(table, num_queries) + num_cells,
+        weights,
+        weights,
+        owners,
+        owners + 5 * num_queries,
+        areas,
+        row_sums,
+        3 * num_queries,
+        num_queries,
+        delta,
+        OWNED=True,
+        WEIGHTED=WEIGHTED,
+        BLOCK=BLOCK,
+    )
+
+
+@triton.jit
+def _write_profile(table, pushes, num_queries, delta, BLOCK: tl.constexpr):
+    """Write (2, C) sums over the queries at the left edge of each cell, and their slopes there.
+
+    Each false positive of a query gets an equal share of its error. From cell 1 up.
+    """
+    num_cells = 2 * num_queries + 1
+    integers, flags = _integers(table, num_queries), _flags(table, num_queries)
+    errors = pushes + 2 * num_cells
+    rise = _zero(BLOCK)
+    value = _zero(BLOCK)
+    start = 1
+    while start < num_cells:
+        cell = start + tl.arange(0, BLOCK)
+        mask = cell < num_cells
+        owner = tl.load(integers + cell, mask=mask, other=0)
+        is_upper = owner < 0
+        owner = tl.where(is_upper, -1 - owner, owner)
+        change = tl.load(errors + owner, mask=mask, other=0.0)
+        divisor = tl.load(errors + num_queries + owner, mask=mask, other=1.0)
+        is_shared = divisor > 0
+        change = tl.where(is_shared, change / tl.where(is_shared, divisor, 1.0), 0.0)
+        change = tl.where(is_upper, -change, change)
+        covered = mask & (tl.load(flags + cell, mask=mask, other=0) > 0)
+        has_next = covered & (cell + 1 < num_cells)
+        width = tl.load(table + cell + 1, mask=has_next, other=0.0)
+        width -= tl.load(table + cell, mask=has_next, other=0.0)
+        slope = tl.where(covered, (rise + tl.cumsum(change, 0)) / (2.0 * delta), 0.0)
+        growth = slope * width
+        tl.store(pushes + cell, value + tl.cumsum(growth, 0) - growth, mask=mask)
+        tl.store(pushes + num_cells + cell, slope, mask=mask)
+        rise += tl.sum(change, 0)
+        value += tl.sum(growth, 0)
+        start += BLOCK
 
 
 @kernel
-def sum_rows(
-    floats,
-    integers,
-    flags,
-    cell_sums,
-    weights,
-    areas,
+def count(
+    table,
     sums,
+    false_positives,
     num_queries,
-    num_skipped,
+    num_turns,
     delta_bits: tl.int64,
+    scale_bits: tl.int64,
     BLOCK: tl.constexpr,
 ):
-    """Write sums of rows: over the keys, over the queries, and over the queries by ``weights``.
-
-    Each is written by a sequential program of its own. The first ``num_skipped`` are left out.
-    """
-    delta = float_of(delta_bits)
-    num_cells, num_points = 2 * num_queries + 1, 3 * num_queries
-    places = integers + num_cells + num_points
-    areas += tl.program_id(0) * num_points
-    sums += tl.program_id(0) * num_queries
-    kind = tl.program_id(0) + num_skipped
-    if kind == 0:
-        _write_row_sums(
-            floats + 1,
-            flags + 1,
-            cell_sums + 1,
-            cell_sums + num_cells + 1,
-            integers,
-            False,
-            places,
-            areas,
-            sums,
-            num_cells - 1,
-            num_queries,
-            delta,
-            OWNED=False,
-            BLOCK=BLOCK,
-        )
-    else:
-        _write_row_sums(
-            floats + num_cells,
-            flags + num_cells,
-            weights,
-            weights,
-            integers + num_cells,
-            kind == 2,
-            places + 2 * num_queries,
-            areas,
-            sums,
-            num_points,
-            num_queries,
-            delta,
-            OWNED=True,
-            BLOCK=BLOCK,
-        )
+    """Write the sums of the rows over the keys. Sequential."""
+    delta, scale = float_of(delta_bits), float_of(scale_bits)
+    _write_false_positives(
+        table, sums, false_positives, num_queries, num_turns, delta, scale, BLOCK
+    )
 
 
 @triton.jit
@@ -510,82 +565,164 @@ def _larger(a, b):
     return tl.maximum(a, b)
 
 
+@triton.jit
+def _is_last(sums, num_queries, NUM_PROGRAMS: tl.constexpr):
+    """Whether all other programs have come to this point, and so have written what they write."""
+    tl.debug_barrier()
+    num_done = _num_done(sums, num_queries)
+    is_last = tl.atomic_add(num_done, 1) == NUM_PROGRAMS - 1  # acquires and releases, too
+    if is_last:
+        tl.store(num_done, 0)
+    return is_last
+
+
+# The values of the losses. Their ``pushes`` are the (2, C) profile, (P,) errors and (P,) false
+# positives; the last are there already unless COUNT. Sums of rows are written by a sequential
+# program each; the one that ends last goes on.
+
+
 @kernel
-def ap_values(false_positives, among, value, errors, num_queries, BLOCK: tl.constexpr):
+def ap_values(
+    table,
+    sums,
+    pushes,
+    value,
+    num_queries,
+    num_turns,
+    delta_bits: tl.int64,
+    scale_bits: tl.int64,
+    COUNT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Write the parts of :class:`APValues`. Sequential."""
-    total = _zero(BLOCK)
-    best = _zero(BLOCK)
-    start = 0
-    while start < num_queries:
-        i = start + tl.arange(0, BLOCK)
-        mask = i < num_queries
-        false_positive = tl.load(false_positives + i, mask=mask, other=0.0)
-        precision = 1.0 - false_positive / _rank(among, false_positive, i, mask)
-        precision = tl.where(mask, precision, 0.0)
-        interpolated = tl.maximum(tl.associative_scan(precision, 0, _larger), best)
-        tl.store(errors + i, tl.maximum(1.0 - interpolated, 0.0), mask=mask)
-        total += tl.sum(tl.where(mask, 1.0 - interpolated, 0.0), 0)
-        best = tl.maximum(best, tl.max(precision, 0))
-        start += BLOCK
-    tl.store(value, total / num_queries)
+    delta, scale = float_of(delta_bits), float_of(scale_bits)
+    num_cells = 2 * num_queries + 1
+    errors = pushes + 2 * num_cells
+    false_positives = errors + num_queries
+    areas = _scratch(sums) + 2 * num_cells
+    among = areas + 8 * num_queries
+    if tl.program_id(0) == 0:
+        if COUNT:
+            _write_false_positives(
+                table, sums, false_positives, num_queries, num_turns, delta, scale, BLOCK
+            )
+    else:
+        areas += 2 * num_queries
+        _write_sums_among_queries(table, among, areas, among, num_queries, delta, False, BLOCK)
+    if _is_last(sums, num_queries, 2):
+        total = _zero(BLOCK)
+        best = _zero(BLOCK)
+        start = 0
+        while start < num_queries:
+            i = start + tl.arange(0, BLOCK)
+            mask = i < num_queries
+            false_positive = tl.load(false_positives + i, mask=mask, other=0.0)
+            precision = 1.0 - false_positive / _rank(among, false_positive, i, mask)
+            precision = tl.where(mask, precision, 0.0)
+            interpolated = tl.maximum(tl.associative_scan(precision, 0, _larger), best)
+            tl.store(errors + i, tl.maximum(1.0 - interpolated, 0.0), mask=mask)
+            total += tl.sum(tl.where(mask, 1.0 - interpolated, 0.0), 0)
+            best = tl.maximum(best, tl.max(precision, 0))
+            start += BLOCK
+        tl.store(value, total / num_queries)
+        tl.debug_barrier()
+        _write_profile(table, pushes, num_queries, delta, BLOCK)
 
 
 @kernel
 def alrp_values(
-    false_positives,
-    among,
-    errors,
-    errors_above,
+    table,
+    sums,
+    pushes,
+    loc_errors,
     order,
     cls_value,
     loc_value,
-    ranking_errors,
     own_ranks,
     loc_weights,
     num_queries,
+    num_turns,
+    delta_bits: tl.int64,
+    scale_bits: tl.int64,
     eps_bits: tl.int64,
+    COUNT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Write the parts of :class:`ALRPValues`. Sequential."""
-    eps = float_of(eps_bits)
-    cls = _zero(BLOCK)
-    loc = _zero(BLOCK)
-    weight_so_far = _zero(BLOCK)
-    start = 0
-    while start < num_queries:
-        i = start + tl.arange(0, BLOCK)
-        mask = i < num_queries
-        false_positive = tl.load(false_positives + i, mask=mask, other=0.0)
-        rank = _rank(among, false_positive, i, mask)
-        error = tl.load(errors + i, mask=mask, other=0.0)
-        total = false_positive + tl.load(errors_above + i, mask=mask, other=0.0) - 0.5 * error
-        ranking_error = tl.where(false_positive > eps, total / rank, 0.0)
-        tl.store(ranking_errors + i, ranking_error, mask=mask)
-        inverse = tl.where(mask, 1.0 / rank, 0.0)
-        weight = (weight_so_far + tl.cumsum(inverse, 0)) / num_queries
-        place = tl.load(order + i, mask=mask, other=0)
-        tl.store(own_ranks + place, rank, mask=mask)
-        tl.store(loc_weights + place, weight, mask=mask)
-        cls += tl.sum(false_positive / rank, 0)
-        loc += tl.sum(weight * error, 0)
-        weight_so_far += tl.sum(inverse, 0)
-        start += BLOCK
-    tl.store(cls_value, cls / num_queries)
-    tl.store(loc_value, loc)
+    delta, scale, eps = float_of(delta_bits), float_of(scale_bits), float_of(eps_bits)
+    num_cells = 2 * num_queries + 1
+    errors = pushes + 2 * num_cells
+    false_positives = errors + num_queries
+    areas = _scratch(sums) + 2 * num_cells
+    among = areas + 8 * num_queries
+    errors_above = among + num_queries
+    if tl.program_id(0) == 0:
+        if COUNT:
+            _write_false_positives(
+                table, sums, false_positives, num_queries, num_turns, delta, scale, BLOCK
+            )
+    elif tl.program_id(0) == 1:
+        areas += 2 * num_queries
+        _write_sums_among_queries(table, among, areas, among, num_queries, delta, False, BLOCK)
+    else:
+        areas += 5 * num_queries
+        _write_sums_among_queries(
+            table, loc_errors, areas, errors_above, num_queries, delta, True, BLOCK
+        )
+    if _is_last(sums, num_queries, 3):
+        cls = _zero(BLOCK)
+        loc = _zero(BLOCK)
+        weight_so_far = _zero(BLOCK)
+        start = 0
+        while start < num_queries:
+            i = start + tl.arange(0, BLOCK)
+            mask = i < num_queries
+            false_positive = tl.load(false_positives + i, mask=mask, other=0.0)
+            rank = _rank(among, false_positive, i, mask)
+            loc_error = tl.load(loc_errors + i, mask=mask, other=0.0)
+            total = (
+                false_positive + tl.load(errors_above + i, mask=mask, other=0.0) - 0.5 * loc_error
+            )
+            tl.store(errors + i, tl.where(false_positive > eps, total / rank, 0.0), mask=mask)
+            inverse = tl.where(mask, 1.0 / rank, 0.0)
+            weight = (weight_so_far + tl.cumsum(inverse, 0)) / num_queries
+            place = tl.load(order + i, mask=mask, other=0)
+            tl.store(own_ranks + place, rank, mask=mask)
+            tl.store(loc_weights + place, weight, mask=mask)
+            cls += tl.sum(false_positive / rank, 0)
+            loc += tl.sum(weight * loc_error, 0)
+            weight_so_far += tl.sum(inverse, 0)
+            start += BLOCK
+        tl.store(cls_value, cls / num_queries)
+        tl.store(loc_value, loc)
+        tl.debug_barrier()
+        _write_profile(table, pushes, num_queries, delta, BLOCK)
 
 
 @kernel
 def rs_values(
-    false_positives,
+    table,
+    sums,
+    pushes,
     ranks,
     sorting_errors,
     ranking_value,
     sorting_value,
-    ranking_errors,
     num_queries,
+    num_turns,
+    delta_bits: tl.int64,
+    scale_bits: tl.int64,
+    COUNT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Write the parts of :class:`RSValues`; ranks are those among the positives. Sequential."""
+    delta, scale = float_of(delta_bits), float_of(scale_bits)
+    errors = pushes + 2 * (2 * num_queries + 1)
+    false_positives = errors + num_queries
+    if COUNT:
+        _write_false_positives(
+            table, sums, false_positives, num_queries, num_turns, delta, scale, BLOCK
+        )
     ranking = _zero(BLOCK)
     sorting = _zero(BLOCK)
     start = 0
@@ -595,12 +732,14 @@ def rs_values(
         false_positive = tl.load(false_positives + i, mask=mask, other=0.0)
         rank = tl.load(ranks + i, mask=mask, other=1.0) + false_positive
         error = false_positive / rank
-        tl.store(ranking_errors + i, error, mask=mask)
+        tl.store(errors + i, error, mask=mask)
         ranking += tl.sum(error, 0)
         sorting += tl.sum(tl.load(sorting_errors + i, mask=mask, other=0.0), 0)
         start += BLOCK
     tl.store(ranking_value, ranking / num_queries)
     tl.store(sorting_value, sorting / num_queries)
+    tl.debug_barrier()
+    _write_profile(table, pushes, num_queries, delta, BLOCK)
 
 
 @triton.jit
@@ -611,103 +750,52 @@ def _scale_of(gradient, num_processes, num_queries):
 
 
 @kernel
-def column_profile(
-    weights,
-    false_positives,
+def evaluate(
+    logits,
+    cells,
+    table,
+    pushes,
+    order,
+    positives,
     gradient,
     among,
     among_gradient,
-    order,
-    positives,
     results,
-    floats,
-    integers,
-    flags,
-    profile,
+    num_entries: tl.int64,
     num_queries,
     num_before,
     num_own,
     num_processes,
-    delta_bits: tl.int64,
-    UPDATE: tl.constexpr,
     AMONG: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write (2, C) sums over the queries at the left edge of each cell, and their slopes there.
+    """Write the gradient of an :class:`Update`.
 
-    Sequential, from cell 1 up. For an :class:`Update` the weights are errors, and each false
-    positive of a query gets an equal share of its error. This process's positives, which come after
-    ``num_before`` others, are pushed up by theirs.
+    The first programs write to each key the linear function of its cell, and exactly 0 to what is
+    neither key nor positive. The others push up this process's positives, which come after
+    ``num_before`` others, by their errors.
     """
     num_cells = 2 * num_queries + 1
-    two_delta = 2.0 * float_of(delta_bits)
-    rise = _zero(BLOCK)
-    value = _zero(BLOCK)
-    if UPDATE:
-        scale = _scale_of(gradient, num_processes, num_queries)
-    start = 1
-    while start < num_cells:
-        cell = start + tl.arange(0, BLOCK)
-        mask = cell < num_cells
-        owner = tl.load(integers + cell, mask=mask, other=0)
-        is_upper = owner < 0
-        owner = tl.where(is_upper, -1 - owner, owner)
-        change = tl.load(weights + owner, mask=mask, other=0.0)
-        if UPDATE:
-            divisor = tl.load(false_positives + owner, mask=mask, other=1.0)
-            is_shared = divisor > 0
-            change = tl.where(is_shared, change * scale / tl.where(is_shared, divisor, 1.0), 0.0)
-        change = tl.where(is_upper, -change, change)
-        covered = mask & (tl.load(flags + cell, mask=mask, other=0) > 0)
-        has_next = covered & (cell + 1 < num_cells)
-        width = tl.load(floats + cell + 1, mask=has_next, other=0.0)
-        width -= tl.load(floats + cell, mask=has_next, other=0.0)
-        slope = tl.where(covered, (rise + tl.cumsum(change, 0)) / two_delta, 0.0)
-        growth = slope * width
-        tl.store(profile + cell, value + tl.cumsum(growth, 0) - growth, mask=mask)
-        tl.store(profile + num_cells + cell, slope, mask=mask)
-        rise += tl.sum(change, 0)
-        value += tl.sum(growth, 0)
-        start += BLOCK
-    if UPDATE:
-        start = 0
-        while start < num_queries:
-            i = start + tl.arange(0, BLOCK)
-            mask = i < num_queries
-            error = tl.load(weights + i, mask=mask, other=0.0) * scale
-            if AMONG:
-                update = tl.load(among + i, mask=mask, other=0.0)
-                error -= update * _scale_of(among_gradient, num_processes, num_queries)
-            place = tl.load(order + i, mask=mask, other=0) - num_before
-            is_own = mask & (place >= 0) & (place < num_own)
-            index = tl.load(positives + place, mask=is_own, other=0)
-            tl.store(results + index, -error, mask=is_own)
-            start += BLOCK
-
-
-@kernel
-def evaluate(
-    logits,
-    cells,
-    floats,
-    profile,
-    results,
-    num_entries: tl.int64,
-    num_cells,
-    KEPT: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Write the linear function of each key's cell at the key, and exactly 0 for other entries.
-
-    But those of cell -1 keep what is there, if ``KEPT``.
-    """
-    i = _entries(BLOCK)
-    is_entry = i < num_entries
-    cell = tl.load(cells + i, mask=is_entry, other=0).to(tl.int32)
-    mask = cell > 0
-    x = tl.load(logits + i, mask=mask, other=0.0).to(tl.float64)
-    offset = x - tl.load(floats + cell, mask=mask, other=0.0)
-    result = tl.load(profile + num_cells + cell, mask=mask, other=0.0) * offset
-    result += tl.load(profile + cell, mask=mask, other=0.0)
-    is_written = is_entry & (cell >= 0) if KEPT else is_entry
-    tl.store(results + i, result, mask=is_written)
+    scale = _scale_of(gradient, num_processes, num_queries)
+    num_writing = (num_entries + BLOCK - 1) // BLOCK
+    if tl.program_id(0) < num_writing:
+        i = _entries(BLOCK)
+        is_entry = i < num_entries
+        cell = tl.load(cells + i, mask=is_entry, other=0).to(tl.int32)
+        mask = cell > 0
+        x = tl.load(logits + i, mask=mask, other=0.0).to(tl.float64)
+        offset = x - tl.load(table + cell, mask=mask, other=0.0)
+        result = tl.load(pushes + num_cells + cell, mask=mask, other=0.0) * offset
+        result += tl.load(pushes + cell, mask=mask, other=0.0)
+        tl.store(results + i, result * scale, mask=is_entry & (cell >= 0))
+    else:
+        place = ((tl.program_id(0) - num_writing) * BLOCK).to(tl.int32) + tl.arange(0, BLOCK)
+        mask = place < num_queries
+        error = tl.load(pushes + 2 * num_cells + place, mask=mask, other=0.0) * scale
+        if AMONG:
+            update = tl.load(among + place, mask=mask, other=0.0)
+            error -= update * _scale_of(among_gradient, num_processes, num_queries)
+        own = tl.load(order + place, mask=mask, other=0) - num_before
+        is_own = mask & (own >= 0) & (own < num_own)
+        index = tl.load(positives + own, mask=is_own, other=0)
+        tl.store(results + index, -error, mask=is_own)

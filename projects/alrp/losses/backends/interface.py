@@ -14,7 +14,7 @@ negatives), C = 2P + 1 cells.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, Callable, NamedTuple
 import torch
 from torch import Tensor
 
@@ -25,7 +25,8 @@ class Survey(NamedTuple):
     All but the first two are Python numbers, read from the device at once.
 
     Attributes:
-        positives: (P_own,) int64, ascending indices of the positives.
+        positives: (P_own,) int64, indices of the positives; in ascending order where that is asked
+            for, or costs nothing.
         logits: (P_own,) theirs, in that order.
         num_bad_logits: number of NaN and Inf among the logits of positives and negatives.
         num_bad_values: number of NaN and Inf among the values of the positives.
@@ -46,15 +47,17 @@ class SortedPositives(NamedTuple):
     """The positives of a ranking in ascending order of their logits; see ``Backend.sort``.
 
     Attributes:
-        order: (P,) int64, ``order[i]`` is the former index of the i-th. Among equal logits, what
-            was later comes first: so it is ranked below.
+        order: (P,) int64, ``order[i]`` is the index of the i-th among the positives in ``targets``
+            order. Among equal logits, the later comes first: so it is ranked below.
         queries: (P,) the sorted logits, in their dtype.
         values: (P,) float64, what comes with each positive; (0,) if nothing does.
+        positives: (P_own,) int64, those of the survey in ascending order.
     """
 
     order: Tensor
     queries: Tensor
     values: Tensor
+    positives: Tensor
 
 
 class LocatedKeys(NamedTuple):
@@ -63,7 +66,7 @@ class LocatedKeys(NamedTuple):
     Attributes:
         cells: (S,) of :func:`cell_dtype`, the cell of each key; 0 or less for all other entries.
         sums: (2, C) float64, the number of keys in each cell, and the sum of their distances to its
-            left edge; undefined in cell 0.
+            left edge; undefined in cell 0. ``FusedMatrix`` has them in a form of its own.
     """
 
     cells: Tensor
@@ -75,26 +78,42 @@ def cell_dtype(num_cells: int) -> torch.dtype:
     return torch.int16 if num_cells - 1 <= torch.iinfo(torch.int16).max else torch.int32
 
 
-class SumsOfRows(NamedTuple):
-    """Sums of each query's row of a :class:`StepMatrix`, (P,) float64 each.
+class Rows(NamedTuple):
+    """The rows of a :class:`StepMatrix`: one per query, over the keys of all processes.
 
     Attributes:
-        keys: over the keys: for positives and negatives of a ranking, smoothed number of negatives
-            ranked above each positive.
-        queries: over the queries, itself included.
-        weighted: over the queries, each with its weight; (0,) if there are no weights.
+        matrix: with all queries.
+        keys: those of this process.
+        add_up: sums (P,) numbers over the processes; None if there is but this one.
     """
 
-    keys: Tensor
-    queries: Tensor
-    weighted: Tensor
+    matrix: StepMatrix
+    keys: LocatedKeys
+    add_up: Callable[[Tensor], Tensor] | None = None
+
+    def false_positives(self) -> Tensor:
+        """(P,) float64, sum of each row: the smoothed number of negatives above each positive."""
+        sums = self.matrix.matvec(self.keys)
+        return sums if self.add_up is None else self.add_up(sums)
 
 
-def smoothed_rank(sums: SumsOfRows) -> Tensor:
+def smoothed_rank(false_positives: Tensor, among_queries: Tensor) -> Tensor:
     """(P,) float64, smoothed rank of each positive among positives and negatives, >= 1."""
     # Each positive counts itself as 1, of which H(0) = 1/2 is among those above.
-    rank = sums.queries + 0.5 + sums.keys
+    rank = among_queries + 0.5 + false_positives
     return rank.clamp(min=1.0)  # rounding could give less
+
+
+class Pushes(NamedTuple):
+    """What the gradient of a :class:`CellSumMatrix` is made of.
+
+    Attributes:
+        errors: (P,) float64 >= 0, in the order of the queries; 0 wherever ``false_positives`` is 0.
+        false_positives: (P,) float64, sum of each row.
+    """
+
+    errors: Tensor
+    false_positives: Tensor
 
 
 class Update(NamedTuple):
@@ -104,25 +123,18 @@ class Update(NamedTuple):
     same total, shared in proportion to ``H(s_j - s_i)``. The loss is a mean over P positives.
 
     Attributes:
-        errors: (P,) float64 >= 0, in the order of the queries; 0 wherever ``false_positives`` is 0.
-        false_positives: (P,) float64, sum of each positive's row over the negatives.
-        scale: scalar, the gradient that autograd passes down to the loss.
+        pushes: what the values of the loss say of the errors, for the matrix of the same backend.
         order: (P,) of :class:`SortedPositives`; it counts those of all processes.
         positives: (P_own,) int64, indices of this process's positives.
         num_before: number of positives of the processes before this one.
         num_processes: gradients are multiplied by it, as ``DistributedDataParallel`` averages them.
-        among: of a second loss, which is between the positives: (P,) float64 gradient of the sum
-            over them, and the scalar that autograd passes down to the mean.
     """
 
-    errors: Tensor
-    false_positives: Tensor
-    scale: Tensor
+    pushes: Any
     order: Tensor
     positives: Tensor
-    num_before: int
-    num_processes: int
-    among: tuple[Tensor, Tensor] | None = None
+    num_before: int = 0
+    num_processes: int = 1
 
 
 class ALRPValues(NamedTuple):
@@ -134,15 +146,15 @@ class ALRPValues(NamedTuple):
     Attributes:
         cls: scalar, mean of false positives / rank.
         loc: scalar, the localisation part.
-        ranking_errors: (P,) float64, in the order of the queries: error of a positive beyond its
-            own localisation error (arXiv:2009.13592, Eq. 10); 0 with up to ``eps`` false positives.
+        pushes: see :class:`Update`. The error of a positive is the one beyond its own localisation
+            error (arXiv:2009.13592, Eq. 10); 0 with up to ``eps`` false positives.
         rank: (P,) in the order before sorting, in the dtype of ``cls``.
         loc_weights: (P,) weight of each localisation error in ``loc``, in the order before sorting.
     """
 
     cls: Tensor
     loc: Tensor
-    ranking_errors: Tensor
+    pushes: Any
     rank: Tensor
     loc_weights: Tensor
 
@@ -152,11 +164,11 @@ class APValues(NamedTuple):
 
     Attributes:
         value: scalar, one minus the mean interpolated precision.
-        errors: (P,) float64, in the order of the queries: one minus the interpolated precision.
+        pushes: see :class:`Update`. A positive's error is one minus its interpolated precision.
     """
 
     value: Tensor
-    errors: Tensor
+    pushes: Any
 
 
 class RSValues(NamedTuple):
@@ -165,12 +177,12 @@ class RSValues(NamedTuple):
     Attributes:
         ranking: scalar, mean of the ranking errors.
         sorting: scalar, mean of the sorting errors.
-        ranking_errors: (P,) float64, false positives / rank.
+        pushes: see :class:`Update`. The error of a positive is false positives / rank.
     """
 
     ranking: Tensor
     sorting: Tensor
-    ranking_errors: Tensor
+    pushes: Any
 
 
 class Step(NamedTuple):
@@ -244,17 +256,6 @@ class StepMatrix(ABC):
     def __init__(self, queries: Tensor, delta: float) -> None: ...
 
     @abstractmethod
-    def among_queries(self, weights: Tensor | None = None) -> Tensor:
-        """``sum_k weights[k] * H(queries[k] - queries[i])`` for every query, k = i included.
-
-        Args:
-            weights: (P,) non-negative, of the dtype of :attr:`queries`; ones if None.
-
-        Returns:
-            Tensor: (P,) of that dtype.
-        """
-
-    @abstractmethod
     def locate(self, logits: Tensor, targets: Tensor) -> LocatedKeys:
         """Find the cells of the keys, without waiting for the device.
 
@@ -277,6 +278,71 @@ class StepMatrix(ABC):
         """
 
     @abstractmethod
+    def gradient(
+        self,
+        update: Update,
+        cells: Tensor,
+        logits: Tensor,
+        scale: Tensor,
+        among: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """The gradient of the logits of keys and queries.
+
+        Args:
+            update: what it is.
+            cells: (S,) of :meth:`locate`.
+            logits: (S,) those that were located.
+            scale: scalar, the gradient that autograd passes down to the loss.
+            among: of a second loss, which is between the positives: (P,) float64 gradient of the
+                sum over them, and the scalar that autograd passes down to the mean.
+
+        Returns:
+            Tensor: (S,) in the dtype of the logits; sums to zero over all processes.
+        """
+
+
+class CellSumMatrix(StepMatrix):
+    """A :class:`StepMatrix` that sums its queries by cells too, as if they were keys."""
+
+    def among_queries(self, weights: Tensor | None = None) -> Tensor:
+        """``sum_k weights[k] * H(queries[k] - queries[i])`` for every query, k = i included.
+
+        Args:
+            weights: (P,) non-negative, of the dtype of :attr:`queries`; ones if None.
+
+        Returns:
+            Tensor: (P,) of that dtype.
+        """
+        weights = torch.ones_like(self.queries) if weights is None else weights
+        return self._row_sums(*self._sum_queries(weights))
+
+    def matvec(self, keys: LocatedKeys) -> Tensor:
+        return self._row_sums(*keys.sums)
+
+    def gradient(
+        self,
+        update: Update,
+        cells: Tensor,
+        logits: Tensor,
+        scale: Tensor,
+        among: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        (errors, false_positives), num_processes = update.pushes, update.num_processes
+        scale = scale.to(errors.dtype) * num_processes
+        scaled = errors * (scale / errors.numel())
+        least = torch.finfo(errors.dtype).tiny  # keeps 0 / 0 at 0
+        shares = scaled / false_positives.clamp(min=least)
+        gradient = self.rmatvec(shares, cells, logits)
+        if among is not None:
+            second, scale = among
+            scale = scale.to(errors.dtype) * num_processes
+            scaled = torch.addcmul(scaled, second, scale, value=-1.0 / errors.numel())
+        scaled = torch.empty_like(scaled).index_copy_(0, update.order, scaled)
+        own = scaled.narrow(0, update.num_before, len(update.positives)).to(gradient.dtype)
+        # Until now 0 there.
+        return gradient.index_add_(0, update.positives, own, alpha=-1)
+
+    @abstractmethod
     def rmatvec(self, weights: Tensor, cells: Tensor, logits: Tensor) -> Tensor:
         """``sum_i weights[i] * H(s_j - queries[i])`` for every key, and 0 for all other entries.
 
@@ -289,48 +355,6 @@ class StepMatrix(ABC):
         Returns:
             Tensor: (S,) in the dtype of the logits.
         """
-
-    def sums_of_rows(self, keys: LocatedKeys, weights: Tensor) -> SumsOfRows:
-        """All sums of rows at once; ``weights`` are (P,), or (0,) for none."""
-        weighted = self.among_queries(weights) if weights.numel() else weights
-        return SumsOfRows(self.matvec(keys), self.among_queries(), weighted)
-
-    def gradient(self, update: Update, cells: Tensor, logits: Tensor) -> Tensor:
-        """The gradient of the logits of keys and queries.
-
-        Args:
-            update: what it is.
-            cells: (S,) of :meth:`locate`.
-            logits: (S,) those that were located.
-
-        Returns:
-            Tensor: (S,) in the dtype of the logits; sums to zero over all processes.
-        """
-        errors, num_processes = update.errors, update.num_processes
-        scale = update.scale.to(errors.dtype) * num_processes
-        scaled = errors * (scale / errors.numel())
-        least = torch.finfo(errors.dtype).tiny  # keeps 0 / 0 at 0
-        shares = scaled / update.false_positives.clamp(min=least)
-        gradient = self.rmatvec(shares, cells, logits)
-        if update.among is not None:
-            among, scale = update.among
-            scale = scale.to(errors.dtype) * num_processes
-            scaled = torch.addcmul(scaled, among, scale, value=-1.0 / errors.numel())
-        scaled = torch.empty_like(scaled).index_copy_(0, update.order, scaled)
-        own = scaled.narrow(0, update.num_before, len(update.positives)).to(gradient.dtype)
-        # Until now 0 there.
-        return gradient.index_add_(0, update.positives, own, alpha=-1)
-
-
-class CellSumMatrix(StepMatrix):
-    """A :class:`StepMatrix` that sums its queries by cells too, as if they were keys."""
-
-    def among_queries(self, weights: Tensor | None = None) -> Tensor:
-        weights = torch.ones_like(self.queries) if weights is None else weights
-        return self._row_sums(*self._sum_queries(weights))
-
-    def matvec(self, keys: LocatedKeys) -> Tensor:
-        return self._row_sums(*keys.sums)
 
     @abstractmethod
     def _sum_queries(self, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,12 @@ _compiled: dict[tuple, Any] = {}
 
 
 def launch(
-    kernel, num_programs: int, typed: tuple, *arguments, num_warps: int = 4, **constants
+    kernel,
+    num_programs: int,
+    typed: tuple[Tensor, ...],
+    arguments: tuple,
+    constants: tuple,
+    num_warps: int = 4,
 ) -> None:
     """Launch a kernel of :func:`fused_kernels.kernel`, on the GPU of its first argument.
 
@@ -29,27 +34,23 @@ def launch(
         num_programs: size of its grid.
         typed: those of the tensors whose dtype varies, and those whose alignment counts.
         arguments: tensors, integers and floats, in the kernel's order.
-        num_warps: of 32 threads each, for one program.
         constants: the rest of its parameters, known when it is compiled, in their order.
+        num_warps: of 32 threads each, for one program.
     """
     device = arguments[0].device
+    if not (IS_DIRECT and isinstance(kernel, JITFunction)):  # that is the interpreter's
+        with _current(device):
+            kernel[(num_programs,)](*arguments, *constants, num_warps=num_warps)
+        return
+    # Dtypes, and whether addresses are multiples of 16.
+    kinds = [(tensor.dtype, tensor.data_ptr() % 16 == 0) for tensor in typed]
+    key = id(kernel), device.index, num_warps, constants, *kinds
     with _current(device):
-        if not (IS_DIRECT and isinstance(kernel, JITFunction)):  # else that of the interpreter
-            kernel[(num_programs,)](*arguments, **constants, num_warps=num_warps)
-            return
-        constant_values = tuple(constants.values())
-        key = id(kernel), device.index, num_warps, constant_values, *map(_kind, typed)
         compiled = _compiled.get(key)
         if compiled is None:
-            options = {**constants, "num_warps": num_warps}
-            _compiled[key] = kernel[(num_programs,)](*arguments, **options)
+            _compiled[key] = kernel[(num_programs,)](*arguments, *constants, num_warps=num_warps)
         else:
-            compiled[(num_programs, 1, 1)](*arguments, *constant_values)
-
-
-def _kind(tensor: Tensor) -> tuple:
-    """Dtype, and whether the address is a multiple of 16."""
-    return tensor.dtype, tensor.data_ptr() % 16 == 0
+            compiled[(num_programs, 1, 1)](*arguments, *constants)
 
 
 def _current(device: torch.device):

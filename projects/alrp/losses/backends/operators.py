@@ -24,9 +24,11 @@ from .interface import (
     APValues,
     CellSumMatrix,
     LocatedKeys,
+    Pushes,
+    Rows,
     RSValues,
     SortedPositives,
-    SumsOfRows,
+    SortingErrors,
     Survey,
     cell_dtype,
     smoothed_rank,
@@ -39,8 +41,14 @@ _BLOCK = 1 << 22
 _TURNS = {"cuda": 1 << 7}
 
 
-def survey(logits: Tensor, targets: Tensor, values: Tensor, most: float = math.inf) -> Survey:
-    """See :class:`Survey`; the device is read once."""
+def survey(
+    logits: Tensor,
+    targets: Tensor,
+    values: Tensor,
+    most: float = math.inf,
+    ascending: bool = True,
+) -> Survey:
+    """See :class:`Survey`; the device is read once, and the positives are always ascending."""
     is_positive = targets == 1
     is_bad = ~torch.isfinite(logits) & (is_positive | (targets == 0))
     facts = [
@@ -67,18 +75,23 @@ def _indices_of_marked(marks: Tensor, num_marked: int) -> Tensor:
         return marks.nonzero().squeeze(1)
 
 
-def sort(logits: Tensor, values: Tensor) -> SortedPositives:
-    """See :class:`SortedPositives`."""
-    return in_order(torch.sort(logits, descending=True, stable=True).indices, logits, values)
+def sort(
+    logits: Tensor, values: Tensor, positives: Tensor, ascending: bool = True
+) -> SortedPositives:
+    """See :class:`SortedPositives`; the positives must be ascending."""
+    descending = torch.sort(logits, descending=True, stable=True).indices
+    return in_order(descending, logits, values, positives)
 
 
-def in_order(descending: Tensor, logits: Tensor, values: Tensor) -> SortedPositives:
+def in_order(
+    descending: Tensor, logits: Tensor, values: Tensor, positives: Tensor
+) -> SortedPositives:
     """The same from (P,) indices that sort descending, and keep the order of equal logits."""
     order = descending.flip(0)
     if values.numel():
         values = values.index_select(0, order)
     values = values.to(accumulation_dtype(logits.device))
-    return SortedPositives(order, logits.index_select(0, order), values)
+    return SortedPositives(order, logits.index_select(0, order), values, positives)
 
 
 class OperatorMatrix(CellSumMatrix):
@@ -193,27 +206,23 @@ def sums_below(weights: Tensor, ranks: Tensor, limits: Tensor, cuts: Tensor) -> 
     return sums.diff(dim=1)
 
 
-def rs_values(
-    false_positives: Tensor,
-    rank_among_positives: Tensor,
-    sorting_errors: Tensor,
-    dtype: torch.dtype,
-) -> RSValues:
-    """See :class:`Backend`."""
-    errors = false_positives / (rank_among_positives + false_positives)
-    return RSValues(errors.mean().to(dtype), sorting_errors.mean().to(dtype), errors)
+def _matrix(rows: Rows) -> CellSumMatrix:
+    assert isinstance(rows.matrix, CellSumMatrix)
+    return rows.matrix
 
 
-def ap_values(sums: SumsOfRows, dtype: torch.dtype) -> APValues:
+def ap_values(rows: Rows, dtype: torch.dtype) -> APValues:
     """See :class:`Backend`."""
-    interpolated = (1.0 - sums.keys / smoothed_rank(sums)).cummax(0).values
-    imprecisions = 1.0 - interpolated
+    false_positives = rows.false_positives()
+    rank = smoothed_rank(false_positives, _matrix(rows).among_queries())
+    imprecisions = 1.0 - (1.0 - false_positives / rank).cummax(0).values
     # Without a negative above, the precision is 1 and the error 0, but for rounding.
-    return APValues(imprecisions.mean().to(dtype), imprecisions.clamp(min=0.0))
+    errors = imprecisions.clamp(min=0.0)
+    return APValues(imprecisions.mean().to(dtype), Pushes(errors, false_positives))
 
 
 def alrp_values(
-    sums: SumsOfRows,
+    rows: Rows,
     errors: Tensor,
     order: Tensor,
     eps: float,
@@ -221,13 +230,26 @@ def alrp_values(
     loc_dtype: torch.dtype,
 ) -> ALRPValues:
     """See :class:`Backend`."""
-    false_positives, rank = sums.keys, smoothed_rank(sums)
-    total = false_positives + (sums.weighted - 0.5 * errors)
+    false_positives, matrix = rows.false_positives(), _matrix(rows)
+    rank = smoothed_rank(false_positives, matrix.among_queries())
+    total = false_positives + (matrix.among_queries(errors) - 0.5 * errors)
+    ranking_errors = torch.where(false_positives > eps, total / rank, 0.0)
     weights = prefix_sum(1.0 / rank) / rank.numel()
     return ALRPValues(
         (false_positives / rank).mean().to(dtype),
         (weights * errors).sum().to(loc_dtype),
-        torch.where(false_positives > eps, total / rank, 0.0),
+        Pushes(ranking_errors, false_positives),
         torch.empty_like(rank).index_copy_(0, order, rank).to(dtype),
         torch.empty_like(weights).index_copy_(0, order, weights),
+    )
+
+
+def rs_values(rows: Rows, sorting: SortingErrors, dtype: torch.dtype) -> RSValues:
+    """See :class:`Backend`."""
+    false_positives = rows.false_positives()
+    errors = false_positives / (sorting.rank + false_positives)
+    return RSValues(
+        errors.mean().to(dtype),
+        sorting.errors.mean().to(dtype),
+        Pushes(errors, false_positives),
     )

@@ -21,35 +21,53 @@ def _step_between(upper, lower, delta_bits, shift_bits):
 def sort_positives(
     logits,
     values,
+    positives,
     order,
     sorted_logits,
     sorted_values,
+    sorted_positives,
     num_queries,
     VALUED: tl.constexpr,
+    ASCENDING: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Sort by logits, ascending, of equal ones the later first; write the order, and values too.
+    """Write the parts of :class:`SortedPositives`.
 
-    The place of a positive is the number of those that come before it.
+    The place of a positive is the number of those that come before it: by logits, of equal ones the
+    later first; and, unless the positives are ``ASCENDING`` already, in the order of ``values``.
     """
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     is_row = i < num_queries
     logit = tl.load(logits + i, mask=is_row, other=0.0)
+    own = i
+    if not ASCENDING:
+        positive = tl.load(positives + i, mask=is_row, other=0)
+        earlier = tl.zeros([ROWS, COLUMNS], tl.int32)
     before = tl.zeros([ROWS, COLUMNS], tl.int32)
     start = 0
     while start < num_queries:
         j = start + tl.arange(0, COLUMNS)
-        other = tl.load(logits + j, mask=j < num_queries, other=float("inf"))[None, :]
+        is_column = j < num_queries
+        other = tl.load(logits + j, mask=is_column, other=float("inf"))[None, :]
+        if ASCENDING:
+            is_later = j[None, :] > i[:, None]
+        else:
+            other_positive = tl.load(positives + j, mask=is_column, other=0)[None, :]
+            is_later = other_positive > positive[:, None]
+            earlier += (is_column[None, :] & (other_positive < positive[:, None])).to(tl.int32)
         is_before = other < logit[:, None]
-        is_before |= (other == logit[:, None]) & (j[None, :] > i[:, None])
+        is_before |= (other == logit[:, None]) & is_later
         before += is_before.to(tl.int32)
         start += COLUMNS
     place = tl.sum(before, 1)
-    tl.store(order + place, i.to(tl.int64), mask=is_row)
+    if not ASCENDING:
+        own = tl.sum(earlier, 1)
+        tl.store(sorted_positives + own, positive, mask=is_row)
+    tl.store(order + place, own.to(tl.int64), mask=is_row)
     tl.store(sorted_logits + place, logit, mask=is_row)
     if VALUED:
-        value = tl.load(values + i, mask=is_row, other=0.0)
+        value = tl.load(values + own, mask=is_row, other=0.0)
         tl.store(sorted_values + place, value.to(tl.float64), mask=is_row)
 
 
