@@ -94,6 +94,26 @@ def test_cls_sends_nothing_to_the_errors_and_loc_nothing_to_the_logits():
         assert grad is None or not grad.any()
 
 
+def test_the_parts_may_be_differentiated_one_after_the_other():
+    leaves = double([0.0, 0.4, -1.0], True), double([0.5, 1.0], True)
+    out = alrp_loss(leaves[0], torch.tensor([1, 0, 1]), leaves[1])
+    expected = torch.autograd.grad(out.cls + out.loc, leaves, retain_graph=True)
+    out.cls.backward(retain_graph=True)
+    assert leaves[0].grad.any() and leaves[1].grad is None
+    out.loc.backward()
+    assert_close((leaves[0].grad, leaves[1].grad), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("of_logits, of_errors", [(True, False), (False, True), (False, False)])
+def test_a_part_whose_leaves_need_no_gradient_needs_none(of_logits, of_errors):
+    logits, errors = double([0.0, 0.4, -1.0], of_logits), double([0.5, 1.0], of_errors)
+    out = alrp_loss(logits, torch.tensor([1, 0, 1]), errors)
+    assert (out.cls.requires_grad, out.loc.requires_grad) == (of_logits, of_errors)
+    if of_logits or of_errors:
+        (out.cls + out.loc).backward()
+        assert (logits.grad is not None, errors.grad is not None) == (of_logits, of_errors)
+
+
 def test_gate_drops_positives_whose_false_positive_count_is_not_over_eps():
     def update(count, **options):  # one negative, related to the positive by ``count`` exactly
         logits = double([0.0, 2 * count - 1])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .backends.choice import backend
+from .backends.interface import ALRPValues
 from .inputs import FLOAT_DTYPES, checked_logits, result_dtype
 from .ranking import (
     Ranking,
@@ -50,7 +51,8 @@ def alrp_loss(
     ``cls + loc`` is the aLRP value. The gradient of ``cls`` w.r.t. ``logits`` is the paper's
     error-driven update, which also carries the localisation errors of better ranked positives; it
     is not the derivative of ``cls``. ``loc`` sends no gradient to ``logits``, ``cls`` none to
-    ``loc_errors``.
+    ``loc_errors``. Both are of one autograd function: to differentiate one after the other, retain
+    the graph.
 
     Everything passed in one call is ranked together, so the batch size per process is part of the
     loss. As published, the sums of ``loc`` run over the hard order of the positives (equal logits:
@@ -60,8 +62,8 @@ def alrp_loss(
     from forward to backward: 2 bytes per entry (4 from 16,384 positives on), and for half precision
     logits their float32 copy. Used during forward by operators of PyTorch, where neither compiled
     loops nor kernels run: about 10 bytes per entry, 50 for each of up to 2^22 entries, and on a GPU
-    4 KB per positive; by the kernels of a GPU 1 KB per positive, and twice that from 30 million
-    entries on.
+    4 KB per positive; by the kernels of a GPU 1 KB per positive, and beyond 8 million entries 1 KB
+    more for every 16 million.
 
     Args:
         logits: (S,) raw scores, float16, bfloat16, float32 or float64.
@@ -106,21 +108,21 @@ def alrp_loss(
     logits = checked_logits(logits, targets, delta)
     meaning = "an error is 0 for a perfect box, and else positive"
     per_positive = ValuePerPositive("loc_errors", loc_errors, meaning)
-    with torch.no_grad():
-        ranking = rank_positives(logits, targets, delta, per_positive, group)
-        if ranking is not None:
-            own = ranking.shared.own_of
-            found = backend(logits.device).alrp_values(
-                *(ranking.rows, ranking.values, ranking.order, eps),
-                *(logits.dtype, result_dtype(loc_errors)),
-            )
-            weights = ranking.shared.scaled_up(own(found.loc_weights))
+    ranking = rank_positives(logits, targets, delta, per_positive, group)
     if ranking is None:
         # An empty sum is 0 even if an ignored logit is Inf, and keeps the inputs in the graph.
         cls = logits[:0].sum()
         loc = loc_errors.sum().to(result_dtype(loc_errors))
         return ALRPLossOutput(cls, loc, loc_errors.detach().to(cls.dtype))
-    cls, loc = _RankAndLocalize.apply(logits, loc_errors, ranking, weights, *found[:3])
+
+    own = ranking.shared.own_of
+    with torch.no_grad():
+        found = backend(logits.device).alrp_values(
+            *(ranking.rows, ranking.values, ranking.order, eps),
+            *(logits.dtype, result_dtype(loc_errors)),
+        )
+        weights = ranking.shared.scaled_up(own(found.loc_weights))
+    cls, loc = _RankAndLocalize.apply(logits, loc_errors, ranking, found, weights)
     return ALRPLossOutput(cls, loc, own(found.rank))
 
 
@@ -133,15 +135,17 @@ class _RankAndLocalize(torch.autograd.Function):
         logits: Tensor,
         loc_errors: Tensor,
         ranking: Ranking,
+        found: ALRPValues,
         weights: Tensor,
-        cls: Tensor,
-        loc: Tensor,
-        pushes: Any,
     ) -> tuple[Tensor, Tensor]:
-        save_for_gradient(ctx, logits, ranking, pushes)
+        save_for_gradient(ctx, logits, ranking, found.pushes)
         ctx.set_materialize_grads(False)
         ctx.weights, ctx.dtype = weights, loc_errors.dtype
-        return cls.detach(), loc.detach()
+        values = found.cls, found.loc
+        for value, reaches_leaves in zip(values, ctx.needs_input_grad):
+            if not reaches_leaves:
+                ctx.mark_non_differentiable(value)
+        return values
 
     @staticmethod
     @once_differentiable
@@ -151,7 +155,7 @@ class _RankAndLocalize(torch.autograd.Function):
             grad_logits = gradient_of_logits(ctx, grad_cls)
         if grad_loc is not None and ctx.needs_input_grad[1]:
             grad_errors = (ctx.weights * grad_loc).to(ctx.dtype)
-        return grad_logits, grad_errors, None, None, None, None, None
+        return grad_logits, grad_errors, None, None, None
 
 
 class ALRPLoss(nn.Module):

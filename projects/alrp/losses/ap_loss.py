@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .backends.choice import backend
+from .backends.interface import APValues
 from .inputs import checked_logits
 from .ranking import Ranking, gradient_of_logits, rank_positives, save_for_gradient
 from .uncompiled import uncompiled
@@ -47,27 +47,27 @@ def ap_loss(
         >>> ap_loss(logits, torch.tensor([1, 1, 0])).backward()
     """
     logits = checked_logits(logits, targets, delta)
-    with torch.no_grad():
-        ranking = rank_positives(logits, targets, delta, group=group)
-        if ranking is not None:
-            found = backend(logits.device).ap_values(ranking.rows, logits.dtype)
+    ranking = rank_positives(logits, targets, delta, group=group)
     if ranking is None:
         return logits[:0].sum()
-    return _ErrorDriven.apply(logits, ranking, *found)
+
+    with torch.no_grad():
+        found = backend(logits.device).ap_values(ranking.rows, logits.dtype)
+    return _ErrorDriven.apply(logits, ranking, found)
 
 
 class _ErrorDriven(torch.autograd.Function):
     """Gives the value the error-driven gradient."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, ranking: Ranking, value: Tensor, pushes: Any) -> Tensor:
-        save_for_gradient(ctx, logits, ranking, pushes)
-        return value.detach()
+    def forward(ctx, logits: Tensor, ranking: Ranking, found: APValues) -> Tensor:
+        save_for_gradient(ctx, logits, ranking, found.pushes)
+        return found.value
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output: Tensor):
-        return gradient_of_logits(ctx, grad_output), None, None, None
+        return gradient_of_logits(ctx, grad_output), None, None
 
 
 class APLoss(nn.Module):

@@ -64,6 +64,7 @@ class Ranking(NamedTuple):
         return Update(pushes, self.order, self.positives, shared.num_before, shared.num_processes)
 
 
+@torch.no_grad()
 def rank_positives(
     logits: Tensor,
     targets: Tensor,
@@ -72,8 +73,6 @@ def rank_positives(
     group: dist.ProcessGroup | None = None,
 ) -> Ranking | None:
     """Rank the positives of a mini-batch, once the values of its inputs have been checked.
-
-    To be called without gradients.
 
     The host waits for the device once: for the number of positives and the results of the checks.
     With a group it waits once more: for every process's number of positives.

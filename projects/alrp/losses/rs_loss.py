@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .backends.choice import backend
-from .backends.interface import HARD_STEP
+from .backends.interface import HARD_STEP, RSValues
 from .inputs import FLOAT_DTYPES, checked_logits
 from .ranking import (
     Ranking,
@@ -91,16 +91,16 @@ def rs_loss(
         )
     logits = checked_logits(logits, targets, delta or HARD_STEP.delta)
     per_positive = ValuePerPositive("ious", ious, "pass the IoU of each positive's box", most=1.0)
-    with torch.no_grad():
-        ranking = rank_positives(logits, targets, delta, per_positive, group)
-        if ranking is not None:
-            chosen, rows = backend(logits.device), ranking.rows
-            sorting = chosen.sorting_errors(rows.matrix.queries, ranking.values, ranking.step)
-            found = chosen.rs_values(rows, sorting, logits.dtype)
+    ranking = rank_positives(logits, targets, delta, per_positive, group)
     if ranking is None:
         # An empty sum is 0 even if an ignored logit is Inf, and keeps the logits in the graph.
         return RSLossOutput(logits[:0].sum(), logits[:0].sum())
-    return RSLossOutput(*_RankAndSort.apply(logits, ranking, sorting.gradient, *found))
+
+    with torch.no_grad():
+        chosen, rows = backend(logits.device), ranking.rows
+        sorting = chosen.sorting_errors(rows.matrix.queries, ranking.values, ranking.step)
+        found = chosen.rs_values(rows, sorting, logits.dtype)
+    return RSLossOutput(*_RankAndSort.apply(logits, ranking, found, sorting.gradient))
 
 
 class _RankAndSort(torch.autograd.Function):
@@ -111,21 +111,19 @@ class _RankAndSort(torch.autograd.Function):
         ctx,
         logits: Tensor,
         ranking: Ranking,
+        found: RSValues,
         among_positives: Tensor,
-        ranking_value: Tensor,
-        sorting_value: Tensor,
-        pushes: Any,
     ) -> tuple[Tensor, Tensor]:
-        save_for_gradient(ctx, logits, ranking, pushes)
+        save_for_gradient(ctx, logits, ranking, found.pushes)
         ctx.among_positives = among_positives
-        return ranking_value.detach(), sorting_value.detach()
+        return found.ranking, found.sorting
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_ranking: Tensor, grad_sorting: Tensor):
         # After the hard step the logits do not matter: all that they find is constant in a cell.
         gradient = gradient_of_logits(ctx, grad_ranking, (ctx.among_positives, grad_sorting))
-        return gradient, None, None, None, None, None
+        return gradient, None, None, None
 
 
 class RSLoss(nn.Module):
