@@ -86,6 +86,7 @@ def bridge_losses(rank: int, world_size: int, self_balance: SelfBalance | None =
 def run_shares(rank: int, world_size: int, folder: str, backend: str) -> None:
     """Write what this process gets for each share of so many processes, by the named backend."""
     choice._has_numba = lambda: backend == "compiled"
+    choice._has_triton = lambda device: backend == "fused"
     with gloo_group(rank, world_size, folder):
         names = [name for name, shares in SHARES.items() if len(shares) == world_size]
         results = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import re
 import pytest
 import torch
 from helpers.loss_cases import both, errors_for, total
+from torch.testing import assert_close
 
 from alrp.losses import alrp_loss, ap_loss
 
@@ -110,3 +112,20 @@ def test_positives_beside_which_delta_vanishes_are_refused(logit, delta):
     logits = torch.tensor([0.5, logit, 1.0], dtype=torch.float64)
     with pytest.raises(FloatingPointError, match="beside which delta"):
         ap_loss(logits, torch.tensor([1, 1, 0]), delta=delta)
+
+
+@both
+def test_delta_may_be_any_number(loss):
+    """Also one that changes afterwards."""
+    logits, targets = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1, 0, 1])
+    gradients = []
+    for delta in (0.5, torch.tensor(0.5), np.array(0.5)):
+        leaf = logits.clone().requires_grad_()
+        value = total(loss, leaf, targets, errors_for(targets), delta=delta)
+        if not isinstance(delta, float):
+            delta *= 9
+        value.backward()
+        gradients.append(leaf.grad)
+    assert gradients[0].any()
+    for gradient in gradients[1:]:
+        assert_close(gradient, gradients[0], rtol=0, atol=0)

@@ -7,8 +7,12 @@ import pytest
 import torch
 from helpers.global_ranking_worker import LOSSES, SHARES, loss_and_gradients, make_share, run_shares
 
+INTERPRETED = pytest.param(
+    "fused", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="tensors of the CPU")
+)
 
-@pytest.fixture(scope="module", params=["compiled", "operators"])
+
+@pytest.fixture(scope="module", params=["compiled", "operators", INTERPRETED])
 def results(request, tmp_path_factory):
     """For each number of processes, what every one of them got, by the named backend."""
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():

@@ -7,18 +7,10 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .backends.choice import backend
-from .backends.interface import ALRPValues
 from .inputs import FLOAT_DTYPES, checked_logits, result_dtype
-from .ranking import (
-    Ranking,
-    ValuePerPositive,
-    gradient_of_logits,
-    rank_positives,
-    save_for_gradient,
-)
+from .ranking import ErrorDriven, ValuePerPositive, rank_positives
 from .uncompiled import uncompiled
 
 
@@ -51,8 +43,7 @@ def alrp_loss(
     ``cls + loc`` is the aLRP value. The gradient of ``cls`` w.r.t. ``logits`` is the paper's
     error-driven update, which also carries the localisation errors of better ranked positives; it
     is not the derivative of ``cls``. ``loc`` sends no gradient to ``logits``, ``cls`` none to
-    ``loc_errors``. Both are of one autograd function: to differentiate one after the other, retain
-    the graph.
+    ``loc_errors``.
 
     Everything passed in one call is ranked together, so the batch size per process is part of the
     loss. As published, the sums of ``loc`` run over the hard order of the positives (equal logits:
@@ -122,40 +113,24 @@ def alrp_loss(
             *(logits.dtype, result_dtype(loc_errors)),
         )
         weights = ranking.shared.scaled_up(own(found.loc_weights))
-    cls, loc = _RankAndLocalize.apply(logits, loc_errors, ranking, found, weights)
+    cls = ErrorDriven.apply(logits, found.cls, ranking, found.pushes)
+    loc = _Weighted.apply(loc_errors, found.loc, weights)
     return ALRPLossOutput(cls, loc, own(found.rank))
 
 
-class _RankAndLocalize(torch.autograd.Function):
-    """Gives ``cls`` the error-driven gradient, and ``loc`` that of a weighted sum of the errors."""
+class _Weighted(torch.autograd.Function):
+    """Gives a value the gradient of the weighted sum of this process's localisation errors."""
 
     @staticmethod
-    def forward(
-        ctx,
-        logits: Tensor,
-        loc_errors: Tensor,
-        ranking: Ranking,
-        found: ALRPValues,
-        weights: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        save_for_gradient(ctx, logits, ranking, found.pushes)
-        ctx.set_materialize_grads(False)
-        ctx.weights, ctx.dtype = weights, loc_errors.dtype
-        values = found.cls, found.loc
-        for value, reaches_leaves in zip(values, ctx.needs_input_grad):
-            if not reaches_leaves:
-                ctx.mark_non_differentiable(value)
-        return values
+    def forward(ctx, loc_errors: Tensor, value: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(weights)
+        ctx.dtype = loc_errors.dtype
+        return value.detach()
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_cls: Tensor | None, grad_loc: Tensor | None):
-        grad_logits = grad_errors = None
-        if grad_cls is not None and ctx.needs_input_grad[0]:
-            grad_logits = gradient_of_logits(ctx, grad_cls)
-        if grad_loc is not None and ctx.needs_input_grad[1]:
-            grad_errors = (ctx.weights * grad_loc).to(ctx.dtype)
-        return grad_logits, grad_errors, None, None, None
+    def backward(ctx, grad_output: Tensor):
+        (weights,) = ctx.saved_tensors
+        return (weights * grad_output).to(ctx.dtype), None, None
 
 
 class ALRPLoss(nn.Module):

@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .backends.choice import backend
-from .backends.interface import APValues
 from .inputs import checked_logits
-from .ranking import Ranking, gradient_of_logits, rank_positives, save_for_gradient
+from .ranking import ErrorDriven, rank_positives
 from .uncompiled import uncompiled
 
 
@@ -52,22 +50,8 @@ def ap_loss(
         return logits[:0].sum()
 
     with torch.no_grad():
-        found = backend(logits.device).ap_values(ranking.rows, logits.dtype)
-    return _ErrorDriven.apply(logits, ranking, found)
-
-
-class _ErrorDriven(torch.autograd.Function):
-    """Gives the value the error-driven gradient."""
-
-    @staticmethod
-    def forward(ctx, logits: Tensor, ranking: Ranking, found: APValues) -> Tensor:
-        save_for_gradient(ctx, logits, ranking, found.pushes)
-        return found.value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output: Tensor):
-        return gradient_of_logits(ctx, grad_output), None, None
+        value, pushes = backend(logits.device).ap_values(ranking.rows, logits.dtype)
+    return ErrorDriven.apply(logits, value, ranking, pushes)
 
 
 class APLoss(nn.Module):

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .backends.choice import Backend, backend
 from .backends.interface import HARD_STEP, Rows, Step, Survey, Update
 from .inputs import NonFiniteError
 from .processes import SharedPositives
 from .reductions import accumulation_dtype
+from .uncompiled import uncompiled
 
 # delta must be at least so many float steps at the largest logit of a positive.
 _RESOLUTION = 2.0**12
@@ -92,6 +94,7 @@ def rank_positives(
         FloatingPointError: if a logit that is not ignored, or a value, is not finite, or if a
             positive's logit is so large that ``delta`` vanishes beside it.
     """
+    delta = float(delta)  # a tensor's value could change until backward
     logits, targets, chosen = logits.contiguous(), targets.contiguous(), backend(logits.device)
     ascending = group is not None  # then targets order is that in which values come together
     try:
@@ -186,17 +189,29 @@ def _refuse_non_finite(name: str, num_bad: int, tensor: Tensor) -> None:
         )
 
 
-def save_for_gradient(ctx, logits: Tensor, ranking: Ranking, pushes: Any) -> None:
-    """Keep in the context of an autograd function what :func:`gradient_of_logits` needs.
+class ErrorDriven(torch.autograd.Function):
+    """Gives a value the error-driven gradient instead of its derivative (arXiv:2009.13592, Sec. 3).
 
     The gradient is computed in backward. Until then only the logits and their cells are saved, not
     a second array of S floats.
     """
-    ctx.save_for_backward(logits, ranking.rows.keys.cells)
-    ctx.matrix, ctx.update = ranking.rows.matrix, ranking.update(pushes)
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, value: Tensor, ranking: Ranking, pushes: Any) -> Tensor:
+        ctx.save_for_backward(logits, ranking.rows.keys.cells)
+        ctx.matrix, ctx.update = ranking.rows.matrix, ranking.update(pushes)
+        return value.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output: Tensor):
+        logits, cells = ctx.saved_tensors
+        return gradient_of_logits(ctx, logits, cells, grad_output), None, None, None
 
 
-def gradient_of_logits(ctx, scale: Tensor, among: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """The error-driven gradient instead of a derivative, see :meth:`StepMatrix.gradient`."""
-    logits, cells = ctx.saved_tensors
+@uncompiled
+def gradient_of_logits(
+    ctx, logits: Tensor, cells: Tensor, scale: Tensor, among: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """(S,) gradient, see :meth:`StepMatrix.gradient`. Compiled autograd runs it as it is."""
     return ctx.matrix.gradient(ctx.update, cells, logits, scale, among)

@@ -11,13 +11,7 @@ from torch.autograd.function import once_differentiable
 from .backends.choice import backend
 from .backends.interface import HARD_STEP, RSValues
 from .inputs import FLOAT_DTYPES, checked_logits
-from .ranking import (
-    Ranking,
-    ValuePerPositive,
-    gradient_of_logits,
-    rank_positives,
-    save_for_gradient,
-)
+from .ranking import Ranking, ValuePerPositive, gradient_of_logits, rank_positives
 from .uncompiled import uncompiled
 
 
@@ -114,15 +108,17 @@ class _RankAndSort(torch.autograd.Function):
         found: RSValues,
         among_positives: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        save_for_gradient(ctx, logits, ranking, found.pushes)
-        ctx.among_positives = among_positives
+        ctx.save_for_backward(logits, ranking.rows.keys.cells, among_positives)
+        ctx.matrix, ctx.update = ranking.rows.matrix, ranking.update(found.pushes)
         return found.ranking, found.sorting
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_ranking: Tensor, grad_sorting: Tensor):
+        logits, cells, among_positives = ctx.saved_tensors
+        among = among_positives, grad_sorting
         # After the hard step the logits do not matter: all that they find is constant in a cell.
-        gradient = gradient_of_logits(ctx, grad_ranking, (ctx.among_positives, grad_sorting))
+        gradient = gradient_of_logits(ctx, logits, cells, grad_ranking, among)
         return gradient, None, None, None
 
 

@@ -46,7 +46,7 @@ def survey(
     most: float = math.inf,
     ascending: bool = True,
 ) -> Survey:
-    """See :class:`Survey`; the positives are always ascending."""
+    """See :class:`Survey`. Positives are ascending without being asked."""
     slices = _slices_for_threads(len(logits))
     found = [None] * len(slices)
 

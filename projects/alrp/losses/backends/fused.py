@@ -1,4 +1,4 @@
-"""The backend for GPUs: kernels of Triton, each a single pass over its operands.
+"""The backend for GPUs: kernels of Triton.
 
 A call of a loss launches few kernels, since for all but millions of logits their launches take most
 of the time. Shape shorthand as in :mod:`alrp.losses.backends.interface`.
@@ -57,7 +57,11 @@ def survey(
     most: float = math.inf,
     ascending: bool = True,
 ) -> Survey:
-    """See :class:`Survey`; the device is read once, but twice if there is no room for positives."""
+    """See :class:`Survey`.
+
+    The device is read once, but twice if there is no room for all positives. More than ``sort`` can
+    put in order are ascending in any case.
+    """
     targets, values = _as_integers(targets), values.contiguous()
     num_entries, num_values, device = logits.numel(), values.numel(), logits.device
     num_slots = num_values or _SLOTS
@@ -89,12 +93,13 @@ def sort(
 ) -> SortedPositives:
     """See :class:`SortedPositives`.
 
-    Up to 16,384 positives are sorted by all pairs of them, which takes half the time of PyTorch's
-    sort and the launches after it (H100); with 65,536 it takes seven times as long.
+    Up to 16,384 positives are sorted by all pairs of them, which took half the time of PyTorch's
+    sort and the launches after it, and with 65,536 seven times as long (H100; of positives that
+    are ascending). More must be ascending.
     """
     num_positives = logits.numel()
     if num_positives > _MOST_SORTED:
-        return operators.sort(logits, values, positives)
+        return operators.sort(logits, values, positives, ascending)
     logits, values = logits.contiguous(), values.contiguous()
     found = SortedPositives(
         torch.empty_like(logits, dtype=torch.int64),
@@ -144,7 +149,11 @@ class FusedMatrix(StepMatrix):
         launch(kernels.merge, num_programs, (queries,), arguments, constants)
 
     def _new_sums(self, num_turns: int) -> Tensor:
-        """int64, not cleared, for what stands beside ``_scratch`` in :mod:`.fused_kernels`."""
+        """Room, not cleared, for scratch numbers of one program and for sums over the cells.
+
+        float64: (2, C), (8P,) and (2, P), see :func:`fused_kernels._scratch`; int64: a counter, and
+        (turns, 2, C).
+        """
         size = 14 * self.num_queries + 3 + num_turns * 2 * self._num_cells
         return self.table.new_empty(size, dtype=torch.int64)
 
@@ -157,6 +166,7 @@ class FusedMatrix(StepMatrix):
         num_turns = _num_turns(num_entries)
         sums, self._sums = self._sums, None  # they are clear only once
         if sums is None or num_turns > _CLEARED_TURNS:
+            del sums
             sums = self._new_sums(num_turns).zero_()
         cells = torch.empty_like(logits, dtype=cell_dtype(self._num_cells))
         targets = _as_integers(targets)
@@ -184,14 +194,15 @@ class FusedMatrix(StepMatrix):
         scale: Tensor,
         among: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        logits, num_entries, num_queries = logits.contiguous(), logits.numel(), self.num_queries
+        logits, cells = logits.contiguous(), cells.contiguous()  # hooks may save them otherwise
+        num_entries, num_queries = logits.numel(), self.num_queries
         results = torch.empty_like(logits)
         pushes, order, positives, num_before, num_processes = update
-        second, second_scale = among or (pushes, scale)
+        second, second_scale = (among[0].contiguous(), among[1]) if among else (pushes, scale)
         num_programs = -(-num_entries // _BLOCK) + _num_blocks(num_queries)
         arrays = logits, cells, self.table, pushes, order, positives, scale, second, second_scale
         sizes = num_entries, num_queries, num_before, positives.numel(), num_processes
-        typed = logits, cells, scale, second_scale, results
+        typed = logits, cells, scale, second_scale
         arguments, constants = (*arrays, results, *sizes), (among is not None, _BLOCK)
         launch(kernels.evaluate, num_programs, typed, arguments, constants)
         return results
@@ -284,11 +295,11 @@ def try_out(device: torch.device) -> None:
         )
     matrix = FusedMatrix(queries, 1.0)
     rows = Rows(matrix, matrix.locate(logits, targets))
-    matrix.matvec(rows.keys)
-    alrp_values(rows, values, order, 0.0, logits.dtype, logits.dtype)
-    ap_values(rows, logits.dtype)
     sorting = sorting_errors(matrix.queries, values, Step(1.0))
-    pushes = rs_values(rows, sorting, logits.dtype).pushes
+    for rows in (rows, rows._replace(add_up=torch.clone)):
+        alrp_values(rows, values, order, 0.0, logits.dtype, logits.dtype)
+        ap_values(rows, logits.dtype)
+        pushes = rs_values(rows, sorting, logits.dtype).pushes
     for among in (None, (sorting.gradient, logits[0])):
         update = Update(pushes, order, positives)
         matrix.gradient(update, rows.keys.cells, logits, logits[0], among)

@@ -1,10 +1,9 @@
-"""The kernels of the backend for GPUs, in Triton: each a single pass over its operands.
+"""The kernels of the backend for GPUs, in Triton.
 
 Shape shorthand as in :mod:`alrp.losses.backends.interface`. Kernels over many entries have one
-program for each ``BLOCK`` of them. Sums from program to program are sums of integers, which do not
-depend on the order. Kernels that are said to be sequential have one program for a result; it goes
-through its operands in blocks, whose order never changes. So all results have the same bits every
-time.
+program for each ``BLOCK`` of them, and pass once over them. Sums from program to program are sums
+of integers, which do not depend on the order. A program that is said to be sequential goes through
+its operands in blocks, whose order never changes. So all results have the same bits every time.
 
 Triton hands over Python's floats in float32. What needs all digits comes as the 64 bits of a float.
 """
@@ -20,25 +19,24 @@ CLEARED = tl.constexpr(8)  # blocks that one program clears
 # distances between numbers in float32, so that little is left for the fine one.
 COARSE = tl.constexpr(1 << 24)  # units in 1 / scale
 FINE = tl.constexpr(1 << 38)  # fine units in a coarse one
-ONE_KEY = tl.constexpr(1 << 44)  # more than fewer than 2^19 distances of up to 2 * COARSE units
+ONE_KEY = tl.constexpr(1 << 44)  # above any sum of 2^19 - 1 distances of 2 * COARSE units
 LOW = tl.constexpr(1 << 21)  # sums of fine units are read in two parts, at this number
-
-# Arrays of all entries, of which threads read and write 16 bytes at once if the address allows it.
-_LARGE = {"logits", "targets", "cells", "results"}
 
 
 def kernel(function):
-    """A kernel that is compiled once for all sizes.
+    """A kernel that is compiled once for all sizes and addresses.
 
-    Triton would compile again where a number is a multiple of 16, or the address of an array that
-    is not ``_LARGE``. Names say what is what: numbers are ``num_*`` and ``*_bits``, of 64 bits
-    where these can be needed, constants in capitals, and all others arrays.
+    Triton would compile again where a number or an address is a multiple of 16. With such addresses
+    a thread would take neighbouring entries, though one at a time, as the number of entries could
+    be odd; so threads beside each other would not read beside each other. Names say what is what:
+    numbers are ``num_*`` and ``*_bits``, of 64 bits where these can be needed, constants in
+    capitals, and all others arrays.
     """
     names = set(inspect.signature(function).parameters)
     numbers = {name for name in names if name.startswith("num_") or name.endswith("_bits")}
     options = {"do_not_specialize": list(numbers)}
     if IS_DIRECT:
-        arrays = {name for name in names - numbers - _LARGE if name.islower()}
+        arrays = {name for name in names - numbers if name.islower()}
         options["do_not_specialize_on_alignment"] = list(arrays)
     return triton.jit(function, **options)
 
@@ -547,7 +545,7 @@ def count(
     scale_bits: tl.int64,
     BLOCK: tl.constexpr,
 ):
-    """Write the sums of the rows over the keys. Sequential."""
+    """Write the sums of the rows over the keys, by one sequential program."""
     delta, scale = float_of(delta_bits), float_of(scale_bits)
     _write_false_positives(
         table, sums, false_positives, num_queries, num_turns, delta, scale, BLOCK
@@ -562,6 +560,7 @@ def _rank(among, false_positive, i, mask):
 
 @triton.jit
 def _larger(a, b):
+    """Of a running maximum."""
     return tl.maximum(a, b)
 
 
@@ -577,8 +576,8 @@ def _is_last(sums, num_queries, NUM_PROGRAMS: tl.constexpr):
 
 
 # The values of the losses. Their ``pushes`` are the (2, C) profile, (P,) errors and (P,) false
-# positives; the last are there already unless COUNT. Sums of rows are written by a sequential
-# program each; the one that ends last goes on.
+# positives; the last are there already unless COUNT. A sequential program writes each sum of rows;
+# the one that ends last goes on to the values.
 
 
 @kernel
@@ -594,7 +593,7 @@ def ap_values(
     COUNT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write the parts of :class:`APValues`. Sequential."""
+    """Write the parts of :class:`APValues`."""
     delta, scale = float_of(delta_bits), float_of(scale_bits)
     num_cells = 2 * num_queries + 1
     errors = pushes + 2 * num_cells
@@ -648,7 +647,7 @@ def alrp_values(
     COUNT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write the parts of :class:`ALRPValues`. Sequential."""
+    """Write the parts of :class:`ALRPValues`."""
     delta, scale, eps = float_of(delta_bits), float_of(scale_bits), float_of(eps_bits)
     num_cells = 2 * num_queries + 1
     errors = pushes + 2 * num_cells
@@ -715,7 +714,7 @@ def rs_values(
     COUNT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write the parts of :class:`RSValues`; ranks are those among the positives. Sequential."""
+    """Write the parts of :class:`RSValues`; ranks are those among the positives."""
     delta, scale = float_of(delta_bits), float_of(scale_bits)
     errors = pushes + 2 * (2 * num_queries + 1)
     false_positives = errors + num_queries
@@ -787,7 +786,9 @@ def evaluate(
         offset = x - tl.load(table + cell, mask=mask, other=0.0)
         result = tl.load(pushes + num_cells + cell, mask=mask, other=0.0) * offset
         result += tl.load(pushes + cell, mask=mask, other=0.0)
-        tl.store(results + i, result * scale, mask=is_entry & (cell >= 0))
+        # 0 also where the scale is not finite.
+        result = tl.where(mask, result * scale, 0.0)
+        tl.store(results + i, result, mask=is_entry & (cell >= 0))
     else:
         place = ((tl.program_id(0) - num_writing) * BLOCK).to(tl.int32) + tl.arange(0, BLOCK)
         mask = place < num_queries

@@ -25,8 +25,8 @@ class Survey(NamedTuple):
     All but the first two are Python numbers, read from the device at once.
 
     Attributes:
-        positives: (P_own,) int64, indices of the positives; in ascending order where that is asked
-            for, or costs nothing.
+        positives: (P_own,) int64, indices of the positives; in ascending order if that was asked
+            for.
         logits: (P_own,) theirs, in that order.
         num_bad_logits: number of NaN and Inf among the logits of positives and negatives.
         num_bad_values: number of NaN and Inf among the values of the positives.
@@ -149,7 +149,8 @@ class ALRPValues(NamedTuple):
         pushes: see :class:`Update`. The error of a positive is the one beyond its own localisation
             error (arXiv:2009.13592, Eq. 10); 0 with up to ``eps`` false positives.
         rank: (P,) in the order before sorting, in the dtype of ``cls``.
-        loc_weights: (P,) weight of each localisation error in ``loc``, in the order before sorting.
+        loc_weights: (P,) weight of each localisation error in ``loc``, in the order before sorting;
+            float64, or the dtype of ``loc``.
     """
 
     cls: Tensor
@@ -240,7 +241,8 @@ class StepMatrix(ABC):
       too: a value at the left edge and a slope.
 
     Both are exact up to float64 rounding. ``OperatorMatrix``, ``CompiledMatrix`` and
-    ``FusedMatrix`` implement it.
+    ``FusedMatrix`` implement it; in the last, what a key is above a knot by is cut off at 2^-61 of
+    delta.
 
     Cell c is ``[edges[c], edges[c + 1])``, where ``edges[1]`` to ``edges[2 P]`` are the knots.
     Cell 0 lies below all knots, where H is 0; its left edge is never used.

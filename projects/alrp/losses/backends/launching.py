@@ -32,7 +32,7 @@ def launch(
     Args:
         kernel: the function.
         num_programs: size of its grid.
-        typed: those of the tensors whose dtype varies, and those whose alignment counts.
+        typed: those of the tensors whose dtype varies.
         arguments: tensors, integers and floats, in the kernel's order.
         constants: the rest of its parameters, known when it is compiled, in their order.
         num_warps: of 32 threads each, for one program.
@@ -42,9 +42,7 @@ def launch(
         with _current(device):
             kernel[(num_programs,)](*arguments, *constants, num_warps=num_warps)
         return
-    # Dtypes, and whether addresses are multiples of 16.
-    kinds = [(tensor.dtype, tensor.data_ptr() % 16 == 0) for tensor in typed]
-    key = id(kernel), device.index, num_warps, constants, *kinds
+    key = id(kernel), device.index, num_warps, constants, *[tensor.dtype for tensor in typed]
     with _current(device):
         compiled = _compiled.get(key)
         if compiled is None:

@@ -48,7 +48,7 @@ def survey(
     most: float = math.inf,
     ascending: bool = True,
 ) -> Survey:
-    """See :class:`Survey`; the device is read once, and the positives are always ascending."""
+    """See :class:`Survey`; the device is read once. Positives are ascending without being asked."""
     is_positive = targets == 1
     is_bad = ~torch.isfinite(logits) & (is_positive | (targets == 0))
     facts = [
