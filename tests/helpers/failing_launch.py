@@ -5,11 +5,17 @@ import os
 import signal
 import sys
 import time
+from importlib.util import find_spec, module_from_spec
 
-from detectron2.utils import comm
+# Launching needs one module of each of these packages. They are left empty here, also in the two
+# processes, which run this file too: trainers, models and datasets would take most of the time.
+for package in ("detectron2.engine", "alrp.engine", "alrp.losses"):
+    sys.modules[package] = module_from_spec(find_spec(package))
 
-from alrp.engine.launch import launch
-from alrp.errors import UserError
+from detectron2.utils import comm  # noqa: E402
+
+from alrp.engine.launch import launch  # noqa: E402
+from alrp.errors import UserError  # noqa: E402
 
 
 def main(args):
