@@ -20,8 +20,8 @@ from helpers.detectors import (
     image,
     train_step,
 )
+from helpers.processes import run_two
 from torch import nn
-from torch.multiprocessing import spawn
 from torch.testing import assert_close
 
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
@@ -350,7 +350,7 @@ def test_p7_sees_p6_without_relu():
 def two_processes(tmp_path_factory):
     """Per rank, per model: what training on the edge batches gave."""
     folder = tmp_path_factory.mktemp("gloo")
-    spawn(train_beside_another_rank, args=(2, str(folder), BASE, RETINANETS), nprocs=2)
+    run_two(train_beside_another_rank, str(folder), BASE, RETINANETS)
     return [torch.load(folder / f"rank{rank}.pth") for rank in range(2)]
 
 

@@ -11,6 +11,7 @@ from helpers.detectors import (
     image,
     train_step,
 )
+from helpers.processes import run_two
 from helpers.rcnn_models import (
     EMPTY,
     FULL,
@@ -20,7 +21,6 @@ from helpers.rcnn_models import (
     train_beside_another_rank,
 )
 from torch import nn
-from torch.multiprocessing import spawn
 from torch.testing import assert_close
 
 
@@ -142,7 +142,7 @@ def test_losses_under_autocast_are_float32_and_close():
 def two_processes(tmp_path_factory):
     """Per rank, per model: what training on the edge batches gave."""
     folder = tmp_path_factory.mktemp("gloo")
-    spawn(train_beside_another_rank, args=(2, str(folder)), nprocs=2)
+    run_two(train_beside_another_rank, str(folder))
     return [torch.load(folder / f"rank{rank}.pth") for rank in range(2)]
 
 

@@ -19,8 +19,8 @@ from helpers.detectors import (
     image,
     train_step,
 )
+from helpers.processes import run_two
 from torch import nn
-from torch.multiprocessing import spawn
 from torch.testing import assert_close
 
 from detectron2.config import get_cfg
@@ -306,7 +306,7 @@ def two_processes(tmp_path_factory):
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("this PyTorch has no Gloo")
     folder = tmp_path_factory.mktemp("gloo")
-    spawn(train_beside_another_rank, args=(2, str(folder), BASE, FOVEABOXES), nprocs=2)
+    run_two(train_beside_another_rank, str(folder), BASE, FOVEABOXES)
     return [torch.load(folder / f"rank{rank}.pth", weights_only=True) for rank in range(2)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.global_models import BATCH, NAMES, build, losses_and_gradients, train_on_own_image
-from torch.multiprocessing import spawn
+from helpers.processes import run_two
 from torch.testing import assert_close
 
 
@@ -13,7 +13,7 @@ from torch.testing import assert_close
 def two_processes(tmp_path_factory):
     """Per rank, per model: losses and gradients."""
     folder = tmp_path_factory.mktemp("gloo")
-    spawn(train_on_own_image, args=(2, str(folder)), nprocs=2)
+    run_two(train_on_own_image, str(folder))
     return [torch.load(folder / f"rank{rank}.pth") for rank in range(2)]
 
 

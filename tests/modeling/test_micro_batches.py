@@ -14,9 +14,9 @@ from helpers.micro_batch_worker import (
     train,
     train_in_one_of_two_processes,
 )
+from helpers.processes import run_two
 from helpers.rcnn_models import EMPTY, FULL, small_rcnn
 from torch import nn
-from torch.multiprocessing import spawn
 from torch.testing import assert_close
 
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
@@ -118,7 +118,7 @@ def test_self_balance_counts_one_step_for_all_micro_batches():
 
 
 def test_two_processes_with_uneven_micro_batches_train_as_one_with_the_whole_batch(tmp_path):
-    spawn(train_in_one_of_two_processes, args=(2, str(tmp_path)), nprocs=2)
+    run_two(train_in_one_of_two_processes, str(tmp_path))
     batch = make_batch(torch.float64)
     losses, expected = train(tiny_config("retinanet_alrp_ATSS"), 0, batch)
     for rank in range(2):
