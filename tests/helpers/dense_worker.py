@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 import torch
 from helpers import detectors
-from helpers.detectors import train_on_edge_batches
+from helpers.detectors import NARROW_RESNET, train_on_edge_batches
 from helpers.gloo_worker import gloo_group
 
 from detectron2.modeling import build_model
@@ -50,7 +50,7 @@ def train_beside_another_rank(rank, world_size, folder, base, variants):
     with gloo_group(rank, world_size, folder):
         results = {
             (name, num_classes): train_on_edge_batches(
-                small_model(base, num_classes, **variants[name]), rank, num_classes
+                small_model(base, num_classes, **variants[name], **NARROW_RESNET), rank, num_classes
             )
             for name, num_classes in in_two_processes(variants)
         }

@@ -18,6 +18,14 @@ from alrp.engine.trainer import distribute
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
+# A ResNet-50 with a hundredth of the weights, for what is trained by several processes and stored.
+NARROW_RESNET = {
+    "MODEL.RESNETS.DEPTH": 50,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+}
+
 USUAL = [[5, 5, 40, 50], [30, 10, 90, 60]]
 # Ground truth of two images of 96 x 64 pixels, one per process where there are two.
 EDGE_BATCHES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 import torch
-from helpers.detectors import USUAL, image, train_on_edge_batches
+from helpers.detectors import NARROW_RESNET, USUAL, image, train_on_edge_batches
 from helpers.gloo_worker import gloo_group
 
 from detectron2.config import get_cfg
@@ -79,7 +79,7 @@ def train_beside_another_rank(rank: int, world_size: int, folder: str) -> None:
     with gloo_group(rank, world_size, folder):
         results = {
             (name, num_classes): train_on_edge_batches(
-                small_rcnn(name, num_classes), rank, num_classes, masked_image
+                small_rcnn(name, num_classes, **NARROW_RESNET), rank, num_classes, masked_image
             )
             for name, num_classes in IN_TWO_PROCESSES
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.detectors import (
+    NARROW_RESNET,
     assert_all_gradients_finite,
     assert_trained_alike,
     detect_at_twice_the_size,
@@ -150,7 +151,7 @@ def two_processes(tmp_path_factory):
 @pytest.mark.parametrize("name, num_classes", IN_TWO_PROCESSES)
 def test_two_processes_train_through_edge_batches(two_processes, name, num_classes):
     ranks = [results[name, num_classes] for results in two_processes]
-    assert_trained_alike(ranks, small_rcnn(name, num_classes))
+    assert_trained_alike(ranks, small_rcnn(name, num_classes, **NARROW_RESNET))
 
 
 @pytest.mark.slow

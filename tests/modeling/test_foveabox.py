@@ -7,6 +7,7 @@ import torch
 from helpers import dense_worker
 from helpers.dense_worker import FOVEABOXES, in_two_processes, train_beside_another_rank
 from helpers.detectors import (
+    NARROW_RESNET,
     USUAL,
     NoBackbone,
     assert_all_gradients_finite,
@@ -314,7 +315,7 @@ def two_processes(tmp_path_factory):
 @pytest.mark.parametrize("name, num_classes", in_two_processes(FOVEABOXES))
 def test_two_processes_train_through_edge_batches(two_processes, name, num_classes):
     ranks = [results[name, num_classes] for results in two_processes]
-    assert_trained_alike(ranks, small_model(num_classes, **FOVEABOXES[name]))
+    assert_trained_alike(ranks, small_model(num_classes, **FOVEABOXES[name], **NARROW_RESNET))
 
 
 @pytest.mark.slow
@@ -325,7 +326,7 @@ def test_two_processes_step_together_if_one_has_no_ground_truth(two_processes, n
     assert_close(gradients, empty_gradients, rtol=0, atol=0)
     assert gradients["head.bbox_pred.weight"].any()
 
-    model = small_model(**FOVEABOXES[name])
+    model = small_model(**FOVEABOXES[name], **NARROW_RESNET)
     train_step(model, edge_batch("one_image_empty", 3)[:1])
     # Gradients are averaged, and those of the empty rank are 0.
     assert_close(gradients["head.bbox_pred.weight"], model.head.bbox_pred.weight.grad / 2)
