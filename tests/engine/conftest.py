@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 import pytest
 
@@ -23,11 +24,11 @@ def shapes(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def command_line(shapes, tmp_path):
-    """``command_line(*options, KEY=VALUE...)``: arguments of train_net.py for a run of seconds."""
+@pytest.fixture(scope="session")
+def command_line_to(shapes):
+    """``command_line_to(folder, ...)``: as ``command_line``, with another output folder."""
 
-    def build(*options, **overrides):
+    def build(output, *options, **overrides):
         datasets = [
             [f"{shapes.name}_{split}", f"{shapes}/annotations/{split}.json", f"{shapes}/{split}"]
             for split in ("train", "val")
@@ -48,13 +49,19 @@ def command_line(shapes, tmp_path):
             "SOLVER.MAX_ITER": 4,
             "SOLVER.STEPS": (),
             "SEED": 1,
-            "OUTPUT_DIR": tmp_path / "output",
+            "OUTPUT_DIR": output,
         }
         keys.update({key.replace("__", "."): value for key, value in overrides.items()})
         pairs = [str(x) for pair in keys.items() for x in pair]
         return ["--config-file", CONFIG, *options, *pairs]
 
     return build
+
+
+@pytest.fixture
+def command_line(command_line_to, tmp_path):
+    """``command_line(*options, KEY=VALUE...)``: arguments of train_net.py for a run of seconds."""
+    return partial(command_line_to, tmp_path / "output")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,17 +32,21 @@ def start(arguments, log, script="train_net.py"):
         )
 
 
+def run(arguments, log, script="train_net.py"):
+    """Run a script that must end well."""
+    code = start(arguments, log, script).wait(timeout=580)
+    assert code == 0, log.read_text()
+
+
 @pytest.fixture
-def run(tmp_path):
-    """``run(arguments)``: output of a script that must end well."""
+def run_here(train_net, capsys):
+    """``run_here(arguments)``: output of the command in this process; it must end well."""
 
-    def start_and_wait(arguments, script="train_net.py"):
-        log = tmp_path / "printed.txt"
-        code = start(arguments, log, script).wait(timeout=580)
-        assert code == 0, log.read_text()
-        return log.read_text()
+    def command(arguments):
+        assert run_command(train_net.main, argument_parser().parse_args(arguments)) == 0
+        return "".join(capsys.readouterr())
 
-    return start_and_wait
+    return command
 
 
 def free_port():
@@ -64,47 +69,70 @@ def results(folder):
 
 @pytest.mark.slow
 def test_two_processes_train_on_the_cpu_and_one_repeats_their_evaluation(
-    command_line, run, tmp_path
+    command_line, run_here, tmp_path
 ):
     url = f"tcp://127.0.0.1:{free_port()}"
-    run(command_line("--num-gpus", "2", "--dist-url", url))
+    run(command_line("--num-gpus", "2", "--dist-url", url), tmp_path / "printed.txt")
     weights = tmp_path / "output" / "model_final.pth"
     assert torch.load(weights)["iteration"] == 3
     trained = results(tmp_path / "output")
     assert set(trained[0]["per_class"]) == {"disc", "rectangle", "triangle"} and trained[1]
 
     # Batch norm saw other images on the other rank, yet both were evaluated as the saved model.
-    run(command_line("--eval-only", MODEL__WEIGHTS=weights, OUTPUT_DIR=tmp_path / "evaluated"))
-    evaluated = results(tmp_path / "evaluated")
+    folder = tmp_path / "evaluated"
+    run_here(command_line("--eval-only", MODEL__WEIGHTS=weights, OUTPUT_DIR=folder))
+    evaluated = results(folder)
     assert evaluated[0] == trained[0]
     key = operator.itemgetter("image_id", "score", "category_id")
     assert sorted(evaluated[1], key=key) == sorted(trained[1], key=key)
 
 
+@pytest.fixture(scope="module")
+def two_ranks(command_line_to, tmp_path_factory):
+    """What two ranks wrote of a training of 5 iterations, and the checkpoint of its first."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    (folder / "output").mkdir()
+    arguments = command_line_to(
+        folder / "output",
+        *("--num-gpus", "2"),
+        SOLVER__MAX_ITER=5,
+        SOLVER__CHECKPOINT_PERIOD=1,
+    )
+    run([str(folder), *arguments], folder / "printed.txt", script="tests/engine/rank_state.py")
+    return folder, folder / "output" / "model_0000000.pth"
+
+
+def of_ranks(folder, name):
+    """What the file ``name`` of each rank holds."""
+    return [json.loads((folder / f"{name}{rank}.json").read_text()) for rank in range(2)]
+
+
 @pytest.mark.slow
-def test_both_ranks_hold_the_same_weights_and_self_balance_state(command_line, run, tmp_path):
-    arguments = command_line("--num-gpus", "2", SOLVER__MAX_ITER=5)
-    run([str(tmp_path), *arguments], script="tests/engine/rank_state.py")
-    first, second = (json.loads((tmp_path / f"rank{i}.json").read_text()) for i in range(2))
+def test_both_ranks_hold_the_same_weights_and_self_balance_state(two_ranks):
+    first, second = of_ranks(two_ranks[0], "rank")
     assert first == second
     assert first["weight"] != 50.0  # 12 images in batches of 4: a period is 3 steps
     assert first["count"] == 2 and first["sum_cls"] > 0 and first["sum_loc"] > 0
 
 
 @pytest.mark.slow
-def test_a_resumed_run_of_two_processes_sees_the_images_that_are_left(command_line, run, tmp_path):
+def test_a_resumed_run_of_two_processes_sees_the_images_that_are_left(
+    two_ranks, command_line, tmp_path
+):
+    folder, checkpoint = two_ranks
+    images = [name for of_rank in of_ranks(folder, "images") for name in of_rank[:2]]
     (tmp_path / "output").mkdir()
-    images = []
-    for options, max_iter, workers in ((), 1, 0), (("--resume",), 3, 2):
-        arguments = command_line(
-            *("--num-gpus", "2", *options),
-            SOLVER__MAX_ITER=max_iter,
-            DATALOADER__NUM_WORKERS=workers,
-            DATASETS__TEST=(),
-        )
-        run([str(tmp_path), *arguments], script="tests/engine/rank_state.py")
-        for rank in range(2):
-            images += json.loads((tmp_path / f"images{rank}.json").read_text())
+    shutil.copy(checkpoint, tmp_path / "output")
+    (tmp_path / "output" / "last_checkpoint").write_text(checkpoint.name)
+    arguments = command_line(
+        *("--num-gpus", "2", "--resume"),
+        SOLVER__MAX_ITER=3,
+        DATALOADER__NUM_WORKERS=2,
+        DATASETS__TEST=(),
+    )
+    log = tmp_path / "printed.txt"
+    run([str(tmp_path), *arguments], log, script="tests/engine/rank_state.py")
+    images += [name for of_rank in of_ranks(tmp_path, "images") for name in of_rank]
     assert len(images) == len(set(images)) == 12  # 3 batches of 4: each image once
 
 
@@ -130,7 +158,7 @@ def test_two_launches_act_as_two_machines(command_line, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_with_all_its_state(command_line, run, tmp_path):
+def test_a_killed_run_resumes_with_all_its_state(command_line, run_here, tmp_path):
     folder = tmp_path / "output"
     arguments = command_line(SOLVER__MAX_ITER=400, SOLVER__CHECKPOINT_PERIOD=3)
     process = start(arguments, tmp_path / "killed.txt")
@@ -147,7 +175,7 @@ def test_a_killed_run_resumes_with_all_its_state(command_line, run, tmp_path):
     assert done % 3 == 0 and weight != 50.0  # 12 images in batches of 4: a period is 3 steps
 
     resume = command_line("--resume", SOLVER__MAX_ITER=done + 2, SOLVER__CHECKPOINT_PERIOD=1)
-    output = run(resume)
+    output = run_here(resume)
     assert f"Starting training from iteration {done}" in output
     first = torch.load(folder / f"model_{done:07d}.pth")
     balance = {k.split(".")[-1]: v for k, v in first["model"].items() if "self_balance" in k}
@@ -159,11 +187,11 @@ def test_a_killed_run_resumes_with_all_its_state(command_line, run, tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluation_repeats_the_figures_of_the_training_run(command_line, run, tmp_path):
-    run(command_line(SOLVER__MAX_ITER=6))
+def test_evaluation_repeats_the_figures_of_the_training_run(command_line, run_here, tmp_path):
+    run(command_line(SOLVER__MAX_ITER=6), tmp_path / "printed.txt")
     last = metrics(tmp_path / "output")[-1]
     weights = tmp_path / "output" / "model_final.pth"
-    output = run(
+    output = run_here(
         command_line("--eval-only", MODEL__WEIGHTS=weights, OUTPUT_DIR=tmp_path / "evaluated")
     )
     assert results(tmp_path / "evaluated") == results(tmp_path / "output")
