@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 import os
 import re
 import shlex
@@ -124,10 +125,11 @@ def run(words, cwd=ROOT):
 
 
 @cache
-def help_of(program):
-    done = run([*program.split(), "--help"])
+def helps():
+    """Of each program its exit status and output for --help, and what all wrote to stderr."""
+    done = run(["tests/helpers/helps.py", *PROGRAMS])
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return json.loads(done.stdout), done.stderr
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -139,7 +141,10 @@ def test_options_of_the_commands_exist(program):
         for word in words[len(program.split()) + 1 :]
         if word.startswith("--")
     }
-    assert {option for option in used if option not in help_of(program)} == set()
+    results, errors = helps()
+    status, text = results[program]
+    assert status == 0, errors
+    assert {option for option in used if option not in text} == set()
 
 
 @pytest.mark.slow
