@@ -66,13 +66,17 @@ def test_a_comparison_runs_once_and_is_read_again(tool, tmp_path, capsys):
     assert "another content of its config" in capsys.readouterr().err
 
 
-def test_a_failed_run_ends_with_its_last_lines(tool, tmp_path, capsys):
+def test_a_failed_run_ends_with_its_last_lines(tool, tmp_path, monkeypatch, capsys):
     assert tool.main(arguments(tmp_path / "absent", tmp_path / "runs")) == 1
     message = capsys.readouterr().err
     assert "seed_1 failed" in message and "absent/annotations/train.json" in message
     folder = tmp_path / "runs" / "retinanet_R_18_FPN" / "seed_1"
     assert not (folder / "finished").exists()
-    # Nothing was trained, so the corrected command, and another failure, are let in.
+    # Nothing was trained, so the corrected command, and another failure, are let in. A script that
+    # only says what it was asked for fails in place of the training from here on.
+    stand_in = tmp_path / "stand_in.py"
+    stand_in.write_text("import sys\nsys.exit(' '.join(sys.argv))\n")
+    monkeypatch.setattr(tool, "TRAIN_NET", stand_in)
     assert tool.main(arguments(tmp_path / "nowhere", tmp_path / "runs")) == 1
     assert "nowhere/annotations/train.json" in capsys.readouterr().err
     # But what there is a checkpoint of stays recorded.
