@@ -32,7 +32,7 @@ def end_as(program):
     *option, name = program.split()
     sys.argv = [name, "--help"]
     sys.path[0] = os.getcwd() if option else str(Path(name).resolve().parent)
-    status = 1
+    status = 0
     try:
         if option:
             runpy.run_module(name, run_name="__main__", alter_sys=True)
@@ -42,6 +42,7 @@ def end_as(program):
         status = end.code if isinstance(end.code, int) else int(bool(end.code))
     except BaseException:
         traceback.print_exc()
+        status = 1
     sys.stdout.flush()
     os._exit(status)  # to take down all that is loaded would take a second
 
