@@ -225,6 +225,7 @@ def test_what_autograd_saves_may_come_back_in_another_layout(use, loss):
 
 
 @all_three
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
 @pytest.mark.parametrize("scale", [-1.0, float("inf"), float("nan")])
 def test_ignored_entries_stay_0_whatever_comes_down(use, loss, scale):
     """As when a scale of mixed precision is too large."""

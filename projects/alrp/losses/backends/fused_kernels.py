@@ -377,7 +377,7 @@ def _collect(counts, cell_sums, num_cells, num_turns, scale, BLOCK: tl.constexpr
         distance = (fine.to(tl.float64) + low.to(tl.float64) / LOW) / (FINE // LOW)
         distance = (distance + coarse.to(tl.float64)) / COARSE
         tl.store(cell_sums + cell, number.to(tl.float64), mask=mask)
-        tl.store(cell_sums + num_cells + cell, distance / scale, mask=mask)
+        tl.store(cell_sums + num_cells + cell, distance * (1.0 / scale), mask=mask)
         start += BLOCK
 
 
@@ -388,6 +388,7 @@ def _write_row_sums(
     gains,
     moments,
     owners,
+    is_weighted,
     places,
     areas,
     sums,
@@ -395,15 +396,14 @@ def _write_row_sums(
     num_queries,
     delta,
     OWNED: tl.constexpr,
-    WEIGHTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Write the sum of each row: the mean of the weight above, over its linear part.
 
     The integral from each point on of the weight above comes first, from the last point down; see
     :meth:`StepMatrix.matvec`. The weight above grows at each point: by its ``gains``, or if
-    ``OWNED`` by that of the query that is there, which is 1 unless ``WEIGHTED``. ``moments`` are of
-    the weight between a point and the next, and left out if ``OWNED``.
+    ``OWNED`` by that of the query that is there, which is 1 unless ``is_weighted``. ``moments``
+    are of the weight between a point and the next, and left out if ``OWNED``.
     """
     above = _zero(BLOCK)
     area = _zero(BLOCK)
@@ -414,9 +414,8 @@ def _write_row_sums(
         has_next = mask & (i + 1 < num_points)
         if OWNED:
             owner = tl.load(owners + i + 1, mask=has_next, other=-1)
-            gain = tl.where(owner >= 0, 1.0, 0.0).to(tl.float64)
-            if WEIGHTED:
-                gain = tl.load(gains + owner, mask=owner >= 0, other=0.0)
+            gain = tl.load(gains + owner, mask=(owner >= 0) & is_weighted, other=1.0)
+            gain = tl.where(owner >= 0, gain, 0.0)
         else:
             gain = tl.load(gains + i + 1, mask=has_next, other=0.0)
         covered = mask & (tl.load(is_covered + i, mask=mask, other=0) > 0)
@@ -440,7 +439,7 @@ def _write_row_sums(
         between = tl.load(areas + lower, mask=mask, other=0.0)
         between -= tl.load(areas + upper, mask=mask, other=0.0)
         # The areas are sums by blocks, which rounding could leave the wrong way round.
-        tl.store(sums + i, tl.maximum(between, 0.0) / (2.0 * delta), mask=mask)
+        tl.store(sums + i, tl.maximum(between, 0.0) * (0.5 / delta), mask=mask)
         start += BLOCK
     tl.debug_barrier()
 
@@ -461,6 +460,7 @@ def _write_false_positives(
         cell_sums + 1,
         cell_sums + num_cells + 1,
         integers,
+        False,
         integers + num_cells + 3 * num_queries,
         cell_sums + 2 * num_cells,
         false_positives,
@@ -468,16 +468,15 @@ def _write_false_positives(
         num_queries,
         delta,
         OWNED=False,
-        WEIGHTED=False,
         BLOCK=BLOCK,
     )
 
 
 @triton.jit
 def _write_sums_among_queries(
-    table, weights, areas, row_sums, num_queries, delta, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr
+    table, weights, is_weighted, areas, row_sums, num_queries, delta, BLOCK: tl.constexpr
 ):
-    """Write the sums of the rows over the queries."""
+    """Write the sums of the rows over the queries, with ``weights`` if ``is_weighted``."""
     num_cells = 2 * num_queries + 1
     owners = _integers(table, num_queries) + num_cells
     _write_row_sums(
@@ -486,6 +485,7 @@ def _write_sums_among_queries(
         weights,
         weights,
         owners,
+        is_weighted,
         owners + 5 * num_queries,
         areas,
         row_sums,
@@ -493,7 +493,6 @@ def _write_sums_among_queries(
         num_queries,
         delta,
         OWNED=True,
-        WEIGHTED=WEIGHTED,
         BLOCK=BLOCK,
     )
 
@@ -525,7 +524,7 @@ def _write_profile(table, pushes, num_queries, delta, BLOCK: tl.constexpr):
         has_next = covered & (cell + 1 < num_cells)
         width = tl.load(table + cell + 1, mask=has_next, other=0.0)
         width -= tl.load(table + cell, mask=has_next, other=0.0)
-        slope = tl.where(covered, (rise + tl.cumsum(change, 0)) / (2.0 * delta), 0.0)
+        slope = tl.where(covered, (rise + tl.cumsum(change, 0)) * (0.5 / delta), 0.0)
         growth = slope * width
         tl.store(pushes + cell, value + tl.cumsum(growth, 0) - growth, mask=mask)
         tl.store(pushes + num_cells + cell, slope, mask=mask)
@@ -607,7 +606,7 @@ def ap_values(
             )
     else:
         areas += 2 * num_queries
-        _write_sums_among_queries(table, among, areas, among, num_queries, delta, False, BLOCK)
+        _write_sums_among_queries(table, among, False, areas, among, num_queries, delta, BLOCK)
     if _is_last(sums, num_queries, 2):
         total = _zero(BLOCK)
         best = _zero(BLOCK)
@@ -660,13 +659,12 @@ def alrp_values(
             _write_false_positives(
                 table, sums, false_positives, num_queries, num_turns, delta, scale, BLOCK
             )
-    elif tl.program_id(0) == 1:
-        areas += 2 * num_queries
-        _write_sums_among_queries(table, among, areas, among, num_queries, delta, False, BLOCK)
     else:
-        areas += 5 * num_queries
+        number = tl.program_id(0) - 1
+        areas += (2 + 3 * number) * num_queries
+        row_sums = among + number * num_queries
         _write_sums_among_queries(
-            table, loc_errors, areas, errors_above, num_queries, delta, True, BLOCK
+            table, loc_errors, number == 1, areas, row_sums, num_queries, delta, BLOCK
         )
     if _is_last(sums, num_queries, 3):
         cls = _zero(BLOCK)
