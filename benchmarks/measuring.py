@@ -182,7 +182,7 @@ class _MovedBytes(TorchDispatchMode):
 
         with contextlib.ExitStack() as stack:
             # Known kernels are launched past Triton's run().
-            stack.enter_context(mock.patch.object(launching, "IS_DIRECT", False))
+            stack.enter_context(mock.patch.object(launching, "CAN_LAUNCH_COMPILED", False))
             for kind in (JITFunction, InterpretedFunction):
                 stack.enter_context(mock.patch.object(kind, "run", counted(kind.run)))
             yield

@@ -330,8 +330,8 @@ def test_two_runs_give_the_same_bits(use, loss, monkeypatch, other_order, rubbis
     first = differentiated(loss, logits, targets, errors)
     other_order()
     for least, cleared in ((1, 1), (7, 5)):
-        monkeypatch.setattr(fused, "_LEAST_TURNS", least)
-        monkeypatch.setattr(fused, "_CLEARED_TURNS", cleared)
+        monkeypatch.setattr(fused, "_LEAST_COPIES", least)
+        monkeypatch.setattr(fused, "_CLEARED_COPIES", cleared)
         assert_close(differentiated(loss, logits, targets, errors), first, rtol=0, atol=0)
 
 

@@ -1,7 +1,7 @@
 """Ranking losses for object detection, for any PyTorch project: Detectron2 is not needed.
 
 It needs PyTorch only. On the CPU it also uses numba and NumPy if both are installed, and is then
-several times as fast; on a GPU it also uses Triton, and then launches a fifth of the kernels.
+several times as fast; on a GPU it also uses Triton, and then launches a tenth of the kernels.
 """
 
 from .alrp_loss import ALRPLoss, ALRPLossOutput, alrp_loss

@@ -50,11 +50,11 @@ def alrp_loss(
     lowest index first) while ``rank`` is smoothed.
 
     Time is O(S log P), memory O(S + P); sums are in float64 (float32 on MPS, which lacks it). Kept
-    from forward to backward: 2 bytes per entry (4 from 16,384 positives on), and for half precision
-    logits their float32 copy. Used during forward by operators of PyTorch, where neither compiled
-    loops nor kernels run: about 10 bytes per entry, 50 for each of up to 2^22 entries, and on a GPU
-    4 KB per positive; by the kernels of a GPU 1 KB per positive, and beyond 8 million entries 1 KB
-    more for every 16 million.
+    from forward to backward: 2 bytes per entry (4 from 16,384 positives on), up to 0.3 KB per
+    positive, and for half precision logits their float32 copy. Used during forward by operators of
+    PyTorch, where neither compiled loops nor kernels run: about 10 bytes per entry, 50 for each of
+    up to 2^22 entries, and on a GPU 4 KB per positive; by the kernels of a GPU 1 KB per positive,
+    and beyond 8 million entries 1 KB more for every 16 million.
 
     Args:
         logits: (S,) raw scores, float16, bfloat16, float32 or float64.

@@ -76,8 +76,9 @@ def rank_positives(
 ) -> Ranking | None:
     """Rank the positives of a mini-batch, once the values of its inputs have been checked.
 
-    The host waits for the device once: for the number of positives and the results of the checks.
-    With a group it waits once more: for every process's number of positives.
+    The host waits for the device once: for the number of positives and the results of the checks;
+    on a GPU twice where AP Loss has more than 65,536 positives. With a group it waits once more:
+    for every process's number of positives.
 
     Args:
         logits: (S,) of :func:`checked_logits`.
@@ -192,8 +193,8 @@ def _refuse_non_finite(name: str, num_bad: int, tensor: Tensor) -> None:
 class ErrorDriven(torch.autograd.Function):
     """Gives a value the error-driven gradient instead of its derivative (arXiv:2009.13592, Sec. 3).
 
-    The gradient is computed in backward. Until then only the logits and their cells are saved, not
-    a second array of S floats.
+    The gradient is computed in backward. Until then the logits and their cells are saved, not a
+    second array of S floats; besides them O(P) numbers, the matrix and the update.
     """
 
     @staticmethod

@@ -124,7 +124,8 @@ def _has_triton(device: torch.device) -> bool:
     except Exception as error:  # no Triton, no compiler, a GPU that is too old: all errors occur
         warnings.warn(
             f"alrp.losses: kernels of Triton do not run on {device} ({error!r}), so that ranking "
-            "launches ten times as many; install Triton for this PyTorch and a C compiler like gcc"
+            "launches ten times as many kernels of PyTorch; install Triton for this PyTorch and a "
+            "C compiler like gcc"
         )
         return False
     return True

@@ -1,7 +1,10 @@
 """The backend for GPUs: kernels of Triton.
 
 A call of a loss launches few kernels, since for all but millions of logits their launches take most
-of the time. Shape shorthand as in :mod:`alrp.losses.backends.interface`.
+of the time. In their order: ``survey``, ``sort_positives``, ``merge``, ``locate``, for RS Loss
+``find_sorting_errors`` and ``find_sorting_gradient``, the values of the loss, and in backward
+``evaluate``. Where processes rank together, ``count`` comes before the values, and an exchange
+between them. Shape shorthand as in :mod:`alrp.losses.backends.interface`.
 """
 
 from __future__ import annotations
@@ -12,8 +15,7 @@ import struct
 import torch
 from torch import Tensor
 
-from . import fused_kernels as kernels
-from . import operators, pair_kernels
+from . import fused_kernels, operators, pair_kernels
 from .interface import (
     ALRPValues,
     APValues,
@@ -35,11 +37,12 @@ from .sorting import sorting_errors as sorting_errors_by_levels
 _BLOCK = 512
 _SEQUENTIAL_BLOCK = 2048
 _SEQUENTIAL_WARPS = 16
-# Copies of the sums of the cells: atomic additions to one place wait for each other. A copy counts
-# so many keys and up to two blocks more, which must stay below 2^19.
-_LEAST_TURNS = 4
-_KEYS_PER_TURN = 500_000
-_CLEARED_TURNS = 16  # for 8,000,000 keys; more are cleared by a launch of their own
+# Copies of the sums of the cells: atomic additions to one place wait for each other.
+_LEAST_COPIES = 4
+_CLEARED_COPIES = 16  # for 8,000,000 entries; more are cleared by a launch of their own
+# Blocks are dealt out whole, so a copy may get up to two blocks more: 501,024 entries. It must be
+# fewer than 2^19, see ONE_KEY: a number of keys is packed above the sum of their distances.
+_ENTRIES_PER_COPY = 500_000
 # Room for positives whose number is not known.
 _SLOTS = 1 << 16
 # Few knots per bucket, so that a key is found at once; yet the table should stay in the caches.
@@ -59,8 +62,8 @@ def survey(
 ) -> Survey:
     """See :class:`Survey`.
 
-    The device is read once, but twice if there is no room for all positives. More than ``sort`` can
-    put in order are ascending in any case.
+    The device is read once, but twice if there is no room for all positives. More than 16,384 are
+    ascending in any case.
     """
     targets, values = _as_integers(targets), values.contiguous()
     num_entries, num_values, device = logits.numel(), values.numel(), logits.device
@@ -74,7 +77,7 @@ def survey(
         sizes = num_entries, num_values, num_slots
         arguments = *inputs, float(most), *arrays, *sizes
         num_programs = _num_blocks(max(num_entries, num_values))
-        launch(kernels.survey, num_programs, inputs, arguments, (_BLOCK,))
+        launch(fused_kernels.survey, num_programs, inputs, arguments, (_BLOCK,))
         num_positives, bad_logits, bad_values, num_outside, largest = facts.tolist()
         if num_positives <= num_slots:
             break
@@ -93,9 +96,9 @@ def sort(
 ) -> SortedPositives:
     """See :class:`SortedPositives`.
 
-    Up to 16,384 positives are sorted by all pairs of them, which took half the time of PyTorch's
-    sort and the launches after it, and with 65,536 seven times as long (H100; of positives that
-    are ascending). More must be ascending.
+    Up to 16,384 positives are sorted by all pairs of them. On an H100 that took half as long as
+    PyTorch's sort and the launches after it, and with 65,536 seven times as long (positives that
+    are ascending). More than 16,384 must be ascending.
     """
     num_positives = logits.numel()
     if num_positives > _MOST_SORTED:
@@ -116,8 +119,8 @@ def sort(
 class FusedMatrix(StepMatrix):
     """A :class:`StepMatrix` on a GPU; every result has the same bits every time.
 
-    One kernel writes all of it, to one table. Points are the knots and the queries, sorted. The
-    table consists of
+    The kernel ``merge`` writes all of it, to one table. Points are the knots and the queries,
+    sorted. The table consists of
 
     - float64: (C,) left edges of the cells, (3P,) points, (P,) queries;
     - int8: (C,) and (3P,), which cells and points are covered, see :func:`fused_kernels.merge`;
@@ -136,25 +139,21 @@ class FusedMatrix(StepMatrix):
         num_bytes = 8 * (6 * num_queries + 1) + (5 * num_queries + 8) // 8 * 8
         num_bytes += 4 * (9 * num_queries + 2 + num_buckets)
         self.table = queries.new_empty(-(-num_bytes // 8), dtype=torch.float64)
-        self._sums: Tensor | None = self._new_sums(_CLEARED_TURNS)
-        num_sums = 1 + _CLEARED_TURNS * 2 * self._num_cells
+        self._sums: Tensor | None = self._new_sums(_CLEARED_COPIES)
+        num_sums = 1 + _CLEARED_COPIES * 2 * self._num_cells
         num_merging = _num_blocks(num_queries)
         num_counting = _num_blocks(num_buckets + 1)
-        num_clearing = -(-num_sums // (_BLOCK * kernels.CLEARED.value))
+        num_clearing = -(-num_sums // (_BLOCK * fused_kernels.CLEARED.value))
         queries = queries.contiguous()
         num_programs = num_merging + num_counting + num_clearing
         sizes = num_queries, num_buckets, num_sums, num_merging, num_counting
         arguments = queries, self.table, self._sums, *sizes, self._step_bits[0]
         constants = _num_steps(num_queries), _BLOCK
-        launch(kernels.merge, num_programs, (queries,), arguments, constants)
+        launch(fused_kernels.merge, num_programs, (queries,), arguments, constants)
 
-    def _new_sums(self, num_turns: int) -> Tensor:
-        """Room, not cleared, for scratch numbers of one program and for sums over the cells.
-
-        float64: (2, C), (8P,) and (2, P), see :func:`fused_kernels._scratch`; int64: a counter, and
-        (turns, 2, C).
-        """
-        size = 14 * self.num_queries + 3 + num_turns * 2 * self._num_cells
+    def _new_sums(self, num_copies: int) -> Tensor:
+        """Room for what is called ``sums`` in :mod:`.fused_kernels`, not cleared."""
+        size = 14 * self.num_queries + 3 + num_copies * 2 * self._num_cells
         return self.table.new_empty(size, dtype=torch.int64)
 
     @property
@@ -163,28 +162,28 @@ class FusedMatrix(StepMatrix):
 
     def locate(self, logits: Tensor, targets: Tensor) -> LocatedKeys:
         num_entries = logits.numel()
-        num_turns = _num_turns(num_entries)
+        num_copies = _num_copies(num_entries)
         sums, self._sums = self._sums, None  # they are clear only once
-        if sums is None or num_turns > _CLEARED_TURNS:
+        if sums is None or num_copies > _CLEARED_COPIES:
             del sums
-            sums = self._new_sums(num_turns).zero_()
+            sums = self._new_sums(num_copies).zero_()
         cells = torch.empty_like(logits, dtype=cell_dtype(self._num_cells))
         targets = _as_integers(targets)
-        sizes = num_entries, self.num_queries, self._num_buckets, num_turns
+        sizes = num_entries, self.num_queries, self._num_buckets, num_copies
         arguments = logits, targets, self.table, cells, sums, *sizes, self._step_bits[1]
         num_programs, typed = _num_blocks(num_entries), (logits, targets, cells)
-        launch(kernels.locate, num_programs, typed, arguments, (_BLOCK,))
+        launch(fused_kernels.locate, num_programs, typed, arguments, (_BLOCK,))
         return LocatedKeys(cells, sums)
 
     def matvec(self, keys: LocatedKeys) -> Tensor:
         result = self.table.new_empty(self.num_queries)
         arguments = self.table, keys.sums, result, *self.sizes(keys)
-        _launch_sequential(kernels.count, (), arguments)
+        _launch_sequential(fused_kernels.count, (), arguments)
         return result
 
     def sizes(self, keys: LocatedKeys) -> tuple[int, int, int, int]:
-        """Numbers of queries and of turns, and the bits of the step."""
-        return self.num_queries, _num_turns(keys.cells.numel()), *self._step_bits
+        """Numbers of queries and of copies, and the bits of the step."""
+        return self.num_queries, _num_copies(keys.cells.numel()), *self._step_bits
 
     def gradient(
         self,
@@ -204,7 +203,7 @@ class FusedMatrix(StepMatrix):
         sizes = num_entries, num_queries, num_before, positives.numel(), num_processes
         typed = logits, cells, scale, second_scale
         arguments, constants = (*arrays, results, *sizes), (among is not None, _BLOCK)
-        launch(kernels.evaluate, num_programs, typed, arguments, constants)
+        launch(fused_kernels.evaluate, num_programs, typed, arguments, constants)
         return results
 
 
@@ -212,8 +211,8 @@ def sorting_errors(logits: Tensor, ious: Tensor, step: Step) -> SortingErrors:
     """See :func:`alrp.losses.backends.sorting.sorting_errors`.
 
     Up to 65,536 positives from all pairs, in two kernels: O(P^2) time and O(P) memory. Sums by
-    levels are O(P log P), but hundreds of small kernels, which take 31 times as long with 65,536 of
-    them and 91 times with 16,384 (H100).
+    levels are O(P log P), but hundreds of small kernels, which take 31 times as long with 65,536
+    positives and 91 times with 16,384 (H100).
     """
     num_queries = logits.numel()
     if num_queries > _MOST_PAIRED:
@@ -243,21 +242,21 @@ def alrp_values(
     rank = torch.empty_like(errors, dtype=dtype)
     loc_weights = torch.empty_like(errors, dtype=loc_dtype)
     arrays = errors, order, cls, loc, rank, loc_weights
-    pushes = _launch_values(kernels.alrp_values, 3, rows, (cls, loc), arrays, _bits_of(eps))
+    pushes = _launch_values(fused_kernels.alrp_values, 3, rows, (cls, loc), arrays, _bits_of(eps))
     return ALRPValues(cls, loc, pushes, rank, loc_weights)
 
 
 def ap_values(rows: Rows, dtype: torch.dtype) -> APValues:
     """See :class:`Backend`."""
     value = rows.keys.sums.new_empty((), dtype=dtype)
-    return APValues(value, _launch_values(kernels.ap_values, 2, rows, (value,), (value,)))
+    return APValues(value, _launch_values(fused_kernels.ap_values, 2, rows, (value,), (value,)))
 
 
 def rs_values(rows: Rows, sorting: SortingErrors, dtype: torch.dtype) -> RSValues:
     """See :class:`Backend`."""
     values = sorting.rank.new_empty((), dtype=dtype), sorting.rank.new_empty((), dtype=dtype)
     arrays = sorting.rank.contiguous(), sorting.errors.contiguous(), *values
-    return RSValues(*values, _launch_values(kernels.rs_values, 1, rows, values, arrays))
+    return RSValues(*values, _launch_values(fused_kernels.rs_values, 1, rows, values, arrays))
 
 
 def _launch_values(
@@ -323,8 +322,8 @@ def _num_blocks(num_entries: int) -> int:
     return max(1, -(-num_entries // _BLOCK))
 
 
-def _num_turns(num_keys: int) -> int:
-    return max(_LEAST_TURNS, -(-num_keys // _KEYS_PER_TURN))
+def _num_copies(num_entries: int) -> int:
+    return max(_LEAST_COPIES, -(-num_entries // _ENTRIES_PER_COPY))
 
 
 def _num_steps(num_values: int) -> int:

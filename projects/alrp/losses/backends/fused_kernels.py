@@ -12,30 +12,30 @@ import inspect
 import triton
 import triton.language as tl
 
-from .launching import IS_DIRECT
+from .launching import CAN_LAUNCH_COMPILED
 
 CLEARED = tl.constexpr(8)  # blocks that one program clears
-# How locate() packs what collect() unpacks. The units divide 1 / scale. The coarse one divides most
-# distances between numbers in float32, so that little is left for the fine one.
+# How locate() packs what _collect() unpacks. The units divide 1 / scale. The coarse one divides
+# most distances between numbers in float32, so that little is left for the fine one.
 COARSE = tl.constexpr(1 << 24)  # units in 1 / scale
 FINE = tl.constexpr(1 << 38)  # fine units in a coarse one
 ONE_KEY = tl.constexpr(1 << 44)  # above any sum of 2^19 - 1 distances of 2 * COARSE units
-LOW = tl.constexpr(1 << 21)  # sums of fine units are read in two parts, at this number
+LOW = tl.constexpr(1 << 21)  # a sum of fine units is split into a multiple of it and the rest
 
 
 def kernel(function):
     """A kernel that is compiled once for all sizes and addresses.
 
-    Triton would compile again where a number or an address is a multiple of 16. With such addresses
-    a thread would take neighbouring entries, though one at a time, as the number of entries could
-    be odd; so threads beside each other would not read beside each other. Names say what is what:
-    numbers are ``num_*`` and ``*_bits``, of 64 bits where these can be needed, constants in
-    capitals, and all others arrays.
+    By default Triton compiles another version for numbers and addresses that are multiples of 16.
+    For such addresses it gives each thread several neighbouring entries. It cannot load them
+    together, as their number may be odd; so neighbouring threads would read addresses that are
+    apart, which is slow. Names say what is what: numbers are ``num_*`` and ``*_bits``, of 64 bits
+    where these can be needed, constants in capitals, and all others arrays (``most`` is a float).
     """
     names = set(inspect.signature(function).parameters)
     numbers = {name for name in names if name.startswith("num_") or name.endswith("_bits")}
     options = {"do_not_specialize": list(numbers)}
-    if IS_DIRECT:
+    if CAN_LAUNCH_COMPILED:
         arrays = {name for name in names - numbers if name.islower()}
         options["do_not_specialize_on_alignment"] = list(arrays)
     return triton.jit(function, **options)
@@ -75,9 +75,9 @@ def survey(
 ):
     """Add to int64 ``facts``; write indices and logits of up to ``num_slots`` positives.
 
-    The facts are the numbers of positives, bad logits, bad values and values outside, and the bits
-    of the largest logit, which sort like floats above 0. The positives of a program come together,
-    but programs in any order.
+    The facts are the numbers of positives, bad logits, bad values and values outside, and as bits,
+    which sort like floats above 0, the largest absolute logit of a positive. The positives of a
+    program come together, but programs in any order.
     """
     i = _entries(BLOCK)
     is_entry = i < num_entries
@@ -138,7 +138,7 @@ def _num_below(
 
 @triton.jit
 def _bucket(x, lowest, highest, num_buckets):
-    """The bucket of a logit, of equal ones from the lowest to the highest knot; monotone."""
+    """Which of equal parts of [lowest, highest] x lies in; never falls as x grows."""
     last = (num_buckets - 1).to(tl.float64)
     place = (x - lowest) * (num_buckets.to(tl.float64) / (highest - lowest))
     return tl.minimum(tl.maximum(place, 0.0), last).to(tl.int32)
@@ -174,21 +174,25 @@ def _integers(table, num_queries):
     return (table + start).to(tl.pointer_type(tl.int32))
 
 
+# What is called ``sums`` consists of float64 scratch numbers, namely (2, C) sums of cells, (8P,)
+# areas and (2, P) sums among the queries; of an int64 counter; and of (copies, 2, C) packed sums.
+
+
 @triton.jit
 def _scratch(sums):
-    """For float64 numbers: (2, C) sums of cells, (8P,) areas, (2, P) sums among the queries."""
+    """Pointer to the scratch numbers."""
     return sums.to(tl.pointer_type(tl.float64))
 
 
 @triton.jit
 def _num_done(sums, num_queries):
-    """Behind it, one number: of the programs that have come to an end."""
+    """Pointer to the number of programs that have come to their end."""
     return sums + 14 * num_queries + 2
 
 
 @triton.jit
-def _cell_counts(sums, num_queries):
-    """Behind that, (turns, 2, C) packed sums."""
+def _copies(sums, num_queries):
+    """Pointer to the packed sums."""
     return _num_done(sums, num_queries) + 1
 
 
@@ -206,7 +210,7 @@ def merge(
     NUM_STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write the table of a :class:`FusedMatrix`, whose parts stand there; clear its sums.
+    """Write the table of a :class:`FusedMatrix`, which lists its parts; clear its sums.
 
     The first ``num_merging`` programs sort knots, and points: these are the knots and the queries.
     Of equal ones, lower knots come before upper ones and both before queries. A cell, or the space
@@ -292,17 +296,17 @@ def locate(
     num_entries: tl.int64,
     num_queries,
     num_buckets,
-    num_turns,
+    num_copies,
     scale_bits: tl.int64,
     BLOCK: tl.constexpr,
 ):
     """Write the cell of each key, -1 for positives, else 0; add to the sums of the cells.
 
     Only the knots in the bucket of a key are compared with it. Programs take turns among the
-    (turns, 2, C) int64 ``sums``. Distances to the left edge of the cell are counted in coarse units
+    copies of the packed sums. Distances to the left edge of the cell are counted in coarse units
     and, what is left, in fine ones, and cut off below. No covered cell is wider than ``1 / scale``,
     and of others the distances do not matter. The first sum is of ``ONE_KEY`` and the coarse units,
-    so it counts the keys, too: fewer than 2^19 of them take one turn. Those in cell 0 are left out.
+    so it counts the keys, too: fewer than 2^19 go to one copy. Those in cell 0 are left out.
     """
     num_cells = 2 * num_queries + 1
     i = _entries(BLOCK)
@@ -341,19 +345,19 @@ def locate(
     common = tl.sum(tl.where(lane == first, cell, 0), 0)
     is_common = is_summed & (cell == common)
     is_other = is_summed & (cell != common)
-    turn = _cell_counts(sums, num_queries)
-    turn += (tl.program_id(0) % num_turns).to(tl.int64) * 2 * num_cells
+    copy = _copies(sums, num_queries)
+    copy += (tl.program_id(0) % num_copies).to(tl.int64) * 2 * num_cells
     common_coarse = tl.sum(tl.where(is_common, coarse, 0), 0)
     common_fine = tl.sum(tl.where(is_common, fine, 0), 0)
-    tl.atomic_add(turn + common, common_coarse, mask=common_coarse > 0, sem="relaxed")
+    tl.atomic_add(copy + common, common_coarse, mask=common_coarse > 0, sem="relaxed")
     common += num_cells
-    tl.atomic_add(turn + common, common_fine, mask=common_fine > 0, sem="relaxed")
-    tl.atomic_add(turn + cell, coarse, mask=is_other, sem="relaxed")
-    tl.atomic_add(turn + num_cells + cell, fine, mask=is_other & (fine > 0), sem="relaxed")
+    tl.atomic_add(copy + common, common_fine, mask=common_fine > 0, sem="relaxed")
+    tl.atomic_add(copy + cell, coarse, mask=is_other, sem="relaxed")
+    tl.atomic_add(copy + num_cells + cell, fine, mask=is_other & (fine > 0), sem="relaxed")
 
 
 @triton.jit
-def _collect(counts, cell_sums, num_cells, num_turns, scale, BLOCK: tl.constexpr):
+def _collect(copies, cell_sums, num_cells, num_copies, scale, BLOCK: tl.constexpr):
     """Write the (2, C) numbers of keys in each cell, and the sums of their distances."""
     start = 0
     while start < num_cells:
@@ -361,11 +365,11 @@ def _collect(counts, cell_sums, num_cells, num_turns, scale, BLOCK: tl.constexpr
         mask = cell < num_cells
         number = tl.zeros([BLOCK], tl.int64)
         coarse = tl.zeros([BLOCK], tl.int64)
-        fine = tl.zeros([BLOCK], tl.int64)  # in units of FINE / LOW
+        fine = tl.zeros([BLOCK], tl.int64)  # of LOW fine units
         low = tl.zeros([BLOCK], tl.int64)
-        part = counts + cell
-        turn = 0
-        while turn < num_turns:
+        part = copies + cell
+        done = 0
+        while done < num_copies:
             packed = tl.load(part, mask=mask, other=0)
             number += packed // ONE_KEY
             coarse += packed % ONE_KEY
@@ -373,7 +377,7 @@ def _collect(counts, cell_sums, num_cells, num_turns, scale, BLOCK: tl.constexpr
             fine += packed // LOW
             low += packed % LOW
             part += 2 * num_cells
-            turn += 1
+            done += 1
         distance = (fine.to(tl.float64) + low.to(tl.float64) / LOW) / (FINE // LOW)
         distance = (distance + coarse.to(tl.float64)) / COARSE
         tl.store(cell_sums + cell, number.to(tl.float64), mask=mask)
@@ -400,10 +404,11 @@ def _write_row_sums(
 ):
     """Write the sum of each row: the mean of the weight above, over its linear part.
 
-    The integral from each point on of the weight above comes first, from the last point down; see
-    :meth:`StepMatrix.matvec`. The weight above grows at each point: by its ``gains``, or if
-    ``OWNED`` by that of the query that is there, which is 1 unless ``is_weighted``. ``moments``
-    are of the weight between a point and the next, and left out if ``OWNED``.
+    First, from the last point down: for each point, the integral of the weight above it, from the
+    point to the end; see :meth:`StepMatrix.matvec`. The weight above grows at each point: by its
+    ``gains``, or if ``OWNED`` by that of the query that is there, which is 1 unless
+    ``is_weighted``. ``moments`` are of the weight between a point and the next, and left out if
+    ``OWNED``.
     """
     above = _zero(BLOCK)
     area = _zero(BLOCK)
@@ -446,12 +451,12 @@ def _write_row_sums(
 
 @triton.jit
 def _write_false_positives(
-    table, sums, false_positives, num_queries, num_turns, delta, scale, BLOCK: tl.constexpr
+    table, sums, false_positives, num_queries, num_copies, delta, scale, BLOCK: tl.constexpr
 ):
     """Write the sums of the rows over the keys."""
     num_cells = 2 * num_queries + 1
     cell_sums = _scratch(sums)
-    _collect(_cell_counts(sums, num_queries), cell_sums, num_cells, num_turns, scale, BLOCK)
+    _collect(_copies(sums, num_queries), cell_sums, num_cells, num_copies, scale, BLOCK)
     tl.debug_barrier()
     integers = _integers(table, num_queries)
     _write_row_sums(
@@ -539,7 +544,7 @@ def count(
     sums,
     false_positives,
     num_queries,
-    num_turns,
+    num_copies,
     delta_bits: tl.int64,
     scale_bits: tl.int64,
     BLOCK: tl.constexpr,
@@ -547,7 +552,7 @@ def count(
     """Write the sums of the rows over the keys, by one sequential program."""
     delta, scale = float_of(delta_bits), float_of(scale_bits)
     _write_false_positives(
-        table, sums, false_positives, num_queries, num_turns, delta, scale, BLOCK
+        table, sums, false_positives, num_queries, num_copies, delta, scale, BLOCK
     )
 
 
@@ -586,7 +591,7 @@ def ap_values(
     pushes,
     value,
     num_queries,
-    num_turns,
+    num_copies,
     delta_bits: tl.int64,
     scale_bits: tl.int64,
     COUNT: tl.constexpr,
@@ -602,7 +607,7 @@ def ap_values(
     if tl.program_id(0) == 0:
         if COUNT:
             _write_false_positives(
-                table, sums, false_positives, num_queries, num_turns, delta, scale, BLOCK
+                table, sums, false_positives, num_queries, num_copies, delta, scale, BLOCK
             )
     else:
         areas += 2 * num_queries
@@ -639,7 +644,7 @@ def alrp_values(
     own_ranks,
     loc_weights,
     num_queries,
-    num_turns,
+    num_copies,
     delta_bits: tl.int64,
     scale_bits: tl.int64,
     eps_bits: tl.int64,
@@ -657,7 +662,7 @@ def alrp_values(
     if tl.program_id(0) == 0:
         if COUNT:
             _write_false_positives(
-                table, sums, false_positives, num_queries, num_turns, delta, scale, BLOCK
+                table, sums, false_positives, num_queries, num_copies, delta, scale, BLOCK
             )
     else:
         number = tl.program_id(0) - 1
@@ -706,7 +711,7 @@ def rs_values(
     ranking_value,
     sorting_value,
     num_queries,
-    num_turns,
+    num_copies,
     delta_bits: tl.int64,
     scale_bits: tl.int64,
     COUNT: tl.constexpr,
@@ -718,7 +723,7 @@ def rs_values(
     false_positives = errors + num_queries
     if COUNT:
         _write_false_positives(
-            table, sums, false_positives, num_queries, num_turns, delta, scale, BLOCK
+            table, sums, false_positives, num_queries, num_copies, delta, scale, BLOCK
         )
     ranking = _zero(BLOCK)
     sorting = _zero(BLOCK)

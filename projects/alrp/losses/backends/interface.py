@@ -123,7 +123,8 @@ class Update(NamedTuple):
     same total, shared in proportion to ``H(s_j - s_i)``. The loss is a mean over P positives.
 
     Attributes:
-        pushes: what the values of the loss say of the errors, for the matrix of the same backend.
+        pushes: errors and false positives of each positive, as only the backend that found them
+            reads them: :class:`Pushes`, or see ``fused._launch_values``.
         order: (P,) of :class:`SortedPositives`; it counts those of all processes.
         positives: (P_own,) int64, indices of this process's positives.
         num_before: number of positives of the processes before this one.
@@ -191,7 +192,7 @@ class Step(NamedTuple):
 
     Attributes:
         delta: half width of the linear part.
-        shift: where not 0, the step between two positives is 1 at 0.
+        shift: where not 0, the step between two positives is 1 at 0; 0 between others.
     """
 
     delta: float
@@ -241,8 +242,8 @@ class StepMatrix(ABC):
       too: a value at the left edge and a slope.
 
     Both are exact up to float64 rounding. ``OperatorMatrix``, ``CompiledMatrix`` and
-    ``FusedMatrix`` implement it; in the last, what a key is above a knot by is cut off at 2^-61 of
-    delta.
+    ``FusedMatrix`` implement it; in the last, the distance of a key from the knot to its left is
+    cut off below about 2^-60 of delta.
 
     Cell c is ``[edges[c], edges[c + 1])``, where ``edges[1]`` to ``edges[2 P]`` are the knots.
     Cell 0 lies below all knots, where H is 0; its left edge is never used.
@@ -268,7 +269,7 @@ class StepMatrix(ABC):
 
     @abstractmethod
     def matvec(self, keys: LocatedKeys) -> Tensor:
-        """``sum_j H(s_j - queries[i])`` over the keys, for every query: (P,).
+        """``sum_j H(keys[j] - queries[i])`` over the keys, for every query: (P,).
 
         Let N(u) be the weight of the keys above u. The sum is the integral of N from
         query - delta to query + delta, divided by 2 delta. Over one cell, the integral is its
@@ -346,7 +347,7 @@ class CellSumMatrix(StepMatrix):
 
     @abstractmethod
     def rmatvec(self, weights: Tensor, cells: Tensor, logits: Tensor) -> Tensor:
-        """``sum_i weights[i] * H(s_j - queries[i])`` for every key, and 0 for all other entries.
+        """``sum_i weights[i] * H(keys[j] - queries[i])`` for every key, 0 for all other entries.
 
         Args:
             weights: (P,) of the dtype of :attr:`queries`. Weights of both signs cancel, and cost

@@ -13,8 +13,9 @@ import triton
 from torch import Tensor
 from triton.runtime import JITFunction
 
-# Before, what is compiled takes no constants, and addresses cannot be left out of consideration.
-IS_DIRECT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3)
+# Before Triton 3.3, what is compiled could not be called with constants, nor be the same for all
+# addresses.
+CAN_LAUNCH_COMPILED = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3)
 # What Triton has compiled, by all that it compiles anew for.
 _compiled: dict[tuple, Any] = {}
 
@@ -38,7 +39,7 @@ def launch(
         num_warps: of 32 threads each, for one program.
     """
     device = arguments[0].device
-    if not (IS_DIRECT and isinstance(kernel, JITFunction)):  # that is the interpreter's
+    if not (CAN_LAUNCH_COMPILED and isinstance(kernel, JITFunction)):  # or an interpreted one
         with _current(device):
             kernel[(num_programs,)](*arguments, *constants, num_warps=num_warps)
         return

@@ -34,8 +34,9 @@ def sort_positives(
 ):
     """Write the parts of :class:`SortedPositives`.
 
-    The place of a positive is the number of those that come before it: by logits, of equal ones the
-    later first; and, unless the positives are ``ASCENDING`` already, in the order of ``values``.
+    Each positive is placed by counting those before it. Among the sorted logits, these are lower
+    ones, and equal ones of later entries. In ``targets`` order, which is that of ``values``, these
+    are smaller indices; it is known if the positives are ``ASCENDING``.
     """
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     is_row = i < num_queries
@@ -84,7 +85,7 @@ def find_sorting_errors(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Write rank and sorting error of each positive, and the factor q of those that it pushes down.
+    """Write rank and sorting error of each positive, and its share, q of ``sorting_errors``.
 
     A program has ``ROWS`` positives, and goes through all in blocks. It sums H, and H times
     1 - IoU, over positives of smaller IoU, which are wrongly above, and over the others.
@@ -113,7 +114,7 @@ def find_sorting_errors(
         right_gaps += right_weight * (1.0 - other_iou)
         start += COLUMNS
     wrong_sum = tl.sum(wrong, 1)
-    right_sum = tl.maximum(tl.sum(right, 1), 0.5)  # H(0) of itself; no row beyond the last has it
+    right_sum = tl.maximum(tl.sum(right, 1), 0.5)  # H(0) of itself; rows beyond the last lack it
     rank = wrong_sum + right_sum
     is_error = wrong_sum > 0
     current = tl.sum(wrong_gaps, 1) / tl.where(is_error, wrong_sum, 1.0)
