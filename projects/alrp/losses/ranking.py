@@ -113,7 +113,7 @@ def rank_positives(
     if not delta:
         queries, logits = _as_ordinals(queries, logits)
     matrix = chosen.matrix(queries, step.delta)
-    rows = Rows(matrix, matrix.locate(logits, targets), shared.sum if group else None)
+    rows = Rows(matrix, matrix.locate(logits, targets), shared.sum if group is not None else None)
     return Ranking(rows, values, order, positives, shared, step)
 
 

@@ -508,6 +508,7 @@ def _write_profile(table, pushes, num_queries, delta, BLOCK: tl.constexpr):
 
     Each false positive of a query gets an equal share of its error. From cell 1 up.
     """
+    tl.debug_barrier()  # other threads have written the errors
     num_cells = 2 * num_queries + 1
     integers, flags = _integers(table, num_queries), _flags(table, num_queries)
     errors = pushes + 2 * num_cells
@@ -628,7 +629,6 @@ def ap_values(
             best = tl.maximum(best, tl.max(precision, 0))
             start += BLOCK
         tl.store(value, total / num_queries)
-        tl.debug_barrier()
         _write_profile(table, pushes, num_queries, delta, BLOCK)
 
 
@@ -697,7 +697,6 @@ def alrp_values(
             start += BLOCK
         tl.store(cls_value, cls / num_queries)
         tl.store(loc_value, loc)
-        tl.debug_barrier()
         _write_profile(table, pushes, num_queries, delta, BLOCK)
 
 
@@ -740,7 +739,6 @@ def rs_values(
         start += BLOCK
     tl.store(ranking_value, ranking / num_queries)
     tl.store(sorting_value, sorting / num_queries)
-    tl.debug_barrier()
     _write_profile(table, pushes, num_queries, delta, BLOCK)
 
 
