@@ -164,7 +164,7 @@ def test_bytes_moved_by_kernels_of_triton_are_counted(measuring, monkeypatch):
     logits, targets = torch.zeros(1000), torch.zeros(1000, dtype=torch.int8)
     targets[3] = 1
     moved = measuring.bytes_moved(
-        lambda: fused.survey(logits, targets, logits[:1], ascending=False), torch.device("cuda")
+        lambda: fused.survey(logits, targets, logits[:1]), torch.device("cuda")
     )
     facts, positives, pos_logits = 5 * 8, 8, 4
     assert moved == 4 * 1000 + 1000 + 4 + facts + positives + pos_logits

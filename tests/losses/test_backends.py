@@ -281,8 +281,10 @@ def test_of_equal_positives_the_later_is_sorted_below(module, values):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tensors of the CPU")
 @pytest.mark.parametrize("num_values", [1, 16, 17, 150])
-def test_positives_are_sorted_by_all_pairs_on_a_gpu(rng, num_values):
-    """Wherever they stand."""
+@pytest.mark.parametrize("most", [fused._MOST_SORTED, 0], ids=["pairs", "operators"])
+def test_positives_are_sorted_on_a_gpu(rng, num_values, most, monkeypatch):
+    """In whatever order they come."""
+    monkeypatch.setattr(fused, "_MOST_SORTED", most)
     values = np.round(2 * rng.standard_normal(num_values)) / 2
     values[::7] = -0.0
     check_sorted(fused.sort, values.tolist())
@@ -298,7 +300,7 @@ def check_sorted(sort, values, mixed=None):
     positives = 3 * torch.arange(len(values)) + 2
     come = slice(None) if mixed is None else mixed
     for values in (own, own[:0]):
-        found = sort(logits[come], values, positives[come], mixed is None)
+        found = sort(logits[come], values, positives[come])
         assert found.order.tolist() == expected
         assert found.values.tolist() == (expected if len(values) else [])
         assert found.values.dtype == torch.float64

@@ -153,18 +153,18 @@ def test_a_survey_finds_what_the_operators_find(monkeypatch):
 
 
 @pytest.mark.parametrize("num_values, slots", [(0, 256), (0, 7), (3, 256), (100, 256)])
-@pytest.mark.parametrize("ascending", [True, False])
-def test_all_positives_of_many_programs_are_found(monkeypatch, ascending, num_values, slots):
+def test_all_positives_of_many_programs_are_found(monkeypatch, num_values, slots):
     """With room for more of them, for fewer and for as many."""
     monkeypatch.setattr(fused, "_BLOCK", 16)
     monkeypatch.setattr(fused, "_SLOTS", slots)
     targets = torch.arange(300, device=DEVICE) % 3
     values = torch.zeros(num_values, device=DEVICE)
-    found = fused.survey(torch.arange(300.0, device=DEVICE), targets, values, ascending=ascending)
-    expected = targets.eq(1).nonzero().squeeze(1)
-    positives = found.positives if ascending else found.positives.sort().values
-    assert_close(positives, expected, rtol=0, atol=0)
+    found = fused.survey(torch.arange(300.0, device=DEVICE), targets, values)
     assert_close(found.logits, found.positives.float(), rtol=0, atol=0)
+    found = found.in_targets_order()
+    expected = targets.eq(1).nonzero().squeeze(1)
+    assert_close(found.positives, expected, rtol=0, atol=0)
+    assert_close(found.logits, expected.float(), rtol=0, atol=0)
 
 
 @all_three
@@ -400,7 +400,7 @@ DTYPES = {
 NARROW = {"cells": torch.int16, "targets": torch.int8}
 NARROW.update(dict.fromkeys("logits pos_logits sorted_logits results".split(), torch.float32))
 WIDE = {"cells": torch.int32, "targets": torch.int64, "queries": torch.float32}
-FLAGS = "COUNT", "AMONG", "VALUED", "ASCENDING"
+FLAGS = "COUNT", "AMONG", "VALUED"
 ENTRIES = {"BLOCK": fused._BLOCK, "NUM_STEPS": 12}
 PAIRS = {"ROWS": fused._ROWS, "COLUMNS": fused._COLUMNS}
 SEQUENTIAL = {"BLOCK": fused._SEQUENTIAL_BLOCK}
@@ -517,16 +517,16 @@ for size in (1, 16, 17, 1000):
             logits = torch.zeros(size, dtype=dtype)
             targets = torch.zeros(size, dtype=targets_dtype)
             values = torch.zeros(num_positives, dtype=dtype)
-            for ascending, delta in ((False, 1.0), (True, 5e-324 * size)):
-                found = fused.survey(logits, targets, values, size / 16, ascending)
+            for half_width, delta, eps in ((1.0, 1.0, 0.1), (1e-30, 5e-324 * size, 0.0)):
+                found = fused.survey(logits, targets, values, size / 16)
                 order, queries, errors, positives = fused.sort(
-                    found.logits, values, found.positives, ascending
+                    found.logits, values, found.positives
                 )
-                matrix = fused.FusedMatrix(queries, 1.0 if ascending else 1e-30)
+                matrix = fused.FusedMatrix(queries, half_width)
                 rows = Rows(matrix, matrix.locate(logits, targets))
                 sorting = fused.sorting_errors(matrix.queries, errors, Step(delta, delta))
                 for rows in (rows, rows._replace(add_up=torch.clone)):
-                    fused.alrp_values(rows, errors, order, 0.0 if ascending else 0.1, dtype, dtype)
+                    fused.alrp_values(rows, errors, order, eps, dtype, dtype)
                     fused.ap_values(rows, dtype)
                     pushes = fused.rs_values(rows, sorting, dtype).pushes
                 for among in (None, (sorting.gradient, logits[:1])):

@@ -97,9 +97,8 @@ def rank_positives(
     """
     delta = float(delta)  # a tensor's value could change until backward
     logits, targets, chosen = logits.contiguous(), targets.contiguous(), backend(logits.device)
-    ascending = group is not None  # then targets order is that in which values come together
     try:
-        found = _surveyed(chosen, logits, targets, delta, per_positive, ascending)
+        found = _surveyed(chosen, logits, targets, delta, per_positive)
     except (ValueError, FloatingPointError):
         SharedPositives.stop(logits.device, group)
         raise
@@ -107,8 +106,12 @@ def rank_positives(
     if len(shared) == 0:
         return None
     values = shared.gather(per_positive.values) if per_positive else logits[:0]
-    pos_logits = shared.gather(found.logits)
-    order, queries, values, positives = chosen.sort(pos_logits, values, found.positives, ascending)
+    if group is None:
+        order, queries, values, positives = chosen.sort(found.logits, values, found.positives)
+    else:  # the positives of all processes come together in targets order, as the values do
+        positives, own_logits = found.in_targets_order()[:2]
+        places = torch.arange(len(shared), device=logits.device)
+        order, queries, values, _ = chosen.sort(shared.gather(own_logits), values, places)
     step = Step(delta) if delta else HARD_STEP
     if not delta:
         queries, logits = _as_ordinals(queries, logits)
@@ -137,7 +140,6 @@ def _surveyed(
     targets: Tensor,
     delta: float,
     per_positive: ValuePerPositive | None,
-    ascending: bool,
 ) -> Survey:
     """Check the values of all inputs, and find the positives.
 
@@ -147,7 +149,6 @@ def _surveyed(
         targets: (S,) 1 positive, 0 negative, anything else ignored.
         delta: half width of the step; 0 for the hard step.
         per_positive: if the loss has such values.
-        ascending: whether the positives are to be in ascending order.
 
     Returns:
         Survey: with positives and their logits.
@@ -158,7 +159,7 @@ def _surveyed(
             positive's logit is so large that ``delta`` vanishes beside it.
     """
     name, values, meaning, most = per_positive or ValuePerPositive("", logits[:0], "")
-    found = chosen.survey(logits, targets, values, most, ascending)
+    found = chosen.survey(logits, targets, values, most)
     num_values, num_positives = values.numel(), found.positives.numel()
     if per_positive and num_values != num_positives:
         raise ValueError(

@@ -28,10 +28,11 @@ class Backend(NamedTuple):
     """The parts of a backend.
 
     Attributes:
-        survey: function of logits (S,), targets (S,), one value per positive (P_own,), the greatest
-            that such a value may be, and whether the positives are to be in ascending order.
+        survey: function of logits (S,), targets (S,), one value per positive (P_own,), and the
+            greatest that such a value may be.
         sort: function of logits of positives (P,); of one value per positive in ``targets`` order
-            (P,), or (0,); of ``Survey.positives``; and whether these are in ascending order.
+            (P,), or (0,); and of the positives' indices (P,) int64, all different, in the order of
+            the logits.
         matrix: its subclass of :class:`StepMatrix`.
         sorting_errors: see :func:`alrp.losses.backends.sorting.sorting_errors`: function of logits
             and IoUs of the positives, both (P,) float64, the logits ascending; and of the step.

@@ -39,14 +39,8 @@ _empty = functools.partial(torch.empty, device="cpu")
 _OPENMP_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-def survey(
-    logits: Tensor,
-    targets: Tensor,
-    values: Tensor,
-    most: float = math.inf,
-    ascending: bool = True,
-) -> Survey:
-    """See :class:`Survey`. Positives are ascending without being asked."""
+def survey(logits: Tensor, targets: Tensor, values: Tensor, most: float = math.inf) -> Survey:
+    """See :class:`Survey`. Positives are ascending."""
     slices = _slices_for_threads(len(logits))
     found = [None] * len(slices)
 
@@ -62,9 +56,7 @@ def survey(
     return Survey(positives, pos_logits, sum(num_bad_logits), *bad_values, largest)
 
 
-def sort(
-    logits: Tensor, values: Tensor, positives: Tensor, ascending: bool = True
-) -> SortedPositives:
+def sort(logits: Tensor, values: Tensor, positives: Tensor) -> SortedPositives:
     """See :class:`SortedPositives`; the positives must be ascending."""
     descending = torch.from_numpy(kernels.descending_order(_array(logits.double())))
     return in_order(descending, logits, values, positives)

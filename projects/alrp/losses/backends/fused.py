@@ -53,18 +53,8 @@ _ROWS, _COLUMNS = 16, 64
 _MOST_SORTED, _MOST_PAIRED = 1 << 14, 1 << 16  # positives, see sort() and sorting_errors()
 
 
-def survey(
-    logits: Tensor,
-    targets: Tensor,
-    values: Tensor,
-    most: float = math.inf,
-    ascending: bool = True,
-) -> Survey:
-    """See :class:`Survey`.
-
-    The device is read once, but twice if there is no room for all positives. More than 16,384 are
-    ascending in any case.
-    """
+def survey(logits: Tensor, targets: Tensor, values: Tensor, most: float = math.inf) -> Survey:
+    """See :class:`Survey`. The device is read once, but twice if there is no room for all."""
     targets, values = _as_integers(targets), values.contiguous()
     num_entries, num_values, device = logits.numel(), values.numel(), logits.device
     num_slots = num_values or _SLOTS
@@ -84,34 +74,30 @@ def survey(
         num_slots = num_positives
     if num_positives < num_slots:
         positives, pos_logits = positives[:num_positives], pos_logits[:num_positives]
-    if ascending or num_positives > _MOST_SORTED:
-        positives, order = positives.sort()
-        pos_logits = pos_logits.index_select(0, order)
     largest = _float_of(largest)
     return Survey(positives, pos_logits, bad_logits, bad_values, num_outside, largest)
 
 
-def sort(
-    logits: Tensor, values: Tensor, positives: Tensor, ascending: bool = True
-) -> SortedPositives:
+def sort(logits: Tensor, values: Tensor, positives: Tensor) -> SortedPositives:
     """See :class:`SortedPositives`.
 
     Up to 16,384 positives are sorted by all pairs of them. On an H100 that took half as long as
     PyTorch's sort and the launches after it, and with 65,536 seven times as long (positives that
-    are ascending). More than 16,384 must be ascending.
+    are ascending).
     """
     num_positives = logits.numel()
     if num_positives > _MOST_SORTED:
-        return operators.sort(logits, values, positives, ascending)
+        positives, order = positives.sort()
+        return operators.sort(logits.index_select(0, order), values, positives)
     logits, values = logits.contiguous(), values.contiguous()
     found = SortedPositives(
         torch.empty_like(logits, dtype=torch.int64),
         torch.empty_like(logits),
         torch.empty_like(values, dtype=torch.float64),
-        positives if ascending else torch.empty_like(positives),
+        torch.empty_like(positives),
     )
     arguments = logits, values, positives, *found, num_positives
-    options = values.numel() > 0, ascending
+    options = (values.numel() > 0,)
     _launch_pairs(pair_kernels.sort_positives, num_positives, (logits, values), arguments, options)
     return found
 
@@ -287,11 +273,8 @@ def try_out(device: torch.device) -> None:
     """Compile and run every kernel once; raises whatever error comes."""
     logits = torch.zeros(2, device=device)
     targets = torch.arange(2, device=device)
-    found = survey(logits, targets, logits[:1], ascending=False)
-    for ascending in (True, False):
-        order, queries, values, positives = sort(
-            found.logits, logits[:1], found.positives, ascending
-        )
+    found = survey(logits, targets, logits[:1])
+    order, queries, values, positives = sort(found.logits, logits[:1], found.positives)
     matrix = FusedMatrix(queries, 1.0)
     rows = Rows(matrix, matrix.locate(logits, targets))
     sorting = sorting_errors(matrix.queries, values, Step(1.0))

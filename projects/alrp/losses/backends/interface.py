@@ -25,8 +25,7 @@ class Survey(NamedTuple):
     All but the first two are Python numbers, read from the device at once.
 
     Attributes:
-        positives: (P_own,) int64, indices of the positives; in ascending order if that was asked
-            for.
+        positives: (P_own,) int64, indices of the positives, in any order.
         logits: (P_own,) theirs, in that order.
         num_bad_logits: number of NaN and Inf among the logits of positives and negatives.
         num_bad_values: number of NaN and Inf among the values of the positives.
@@ -42,6 +41,11 @@ class Survey(NamedTuple):
     num_outside: int
     largest: float
 
+    def in_targets_order(self) -> Survey:
+        """The same with ascending positives."""
+        positives, order = self.positives.sort()
+        return self._replace(positives=positives, logits=self.logits.index_select(0, order))
+
 
 class SortedPositives(NamedTuple):
     """The positives of a ranking in ascending order of their logits; see ``Backend.sort``.
@@ -51,7 +55,7 @@ class SortedPositives(NamedTuple):
             order. Among equal logits, the later comes first: so it is ranked below.
         queries: (P,) the sorted logits, in their dtype.
         values: (P,) float64, what comes with each positive; (0,) if nothing does.
-        positives: (P_own,) int64, those of the survey in ascending order.
+        positives: (P,) int64, their indices in ascending order.
     """
 
     order: Tensor

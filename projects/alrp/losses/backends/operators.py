@@ -41,14 +41,8 @@ _BLOCK = 1 << 22
 _TURNS = {"cuda": 1 << 7}
 
 
-def survey(
-    logits: Tensor,
-    targets: Tensor,
-    values: Tensor,
-    most: float = math.inf,
-    ascending: bool = True,
-) -> Survey:
-    """See :class:`Survey`; the device is read once. Positives are ascending without being asked."""
+def survey(logits: Tensor, targets: Tensor, values: Tensor, most: float = math.inf) -> Survey:
+    """See :class:`Survey`; the device is read once. Positives are ascending."""
     is_positive = targets == 1
     is_bad = ~torch.isfinite(logits) & (is_positive | (targets == 0))
     facts = [
@@ -75,9 +69,7 @@ def _indices_of_marked(marks: Tensor, num_marked: int) -> Tensor:
         return marks.nonzero().squeeze(1)
 
 
-def sort(
-    logits: Tensor, values: Tensor, positives: Tensor, ascending: bool = True
-) -> SortedPositives:
+def sort(logits: Tensor, values: Tensor, positives: Tensor) -> SortedPositives:
     """See :class:`SortedPositives`; the positives must be ascending."""
     descending = torch.sort(logits, descending=True, stable=True).indices
     return in_order(descending, logits, values, positives)

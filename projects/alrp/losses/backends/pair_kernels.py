@@ -28,7 +28,6 @@ def sort_positives(
     sorted_positives,
     num_queries,
     VALUED: tl.constexpr,
-    ASCENDING: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -36,35 +35,28 @@ def sort_positives(
 
     Each positive is placed by counting those before it. Among the sorted logits, these are lower
     ones, and equal ones of later entries. In ``targets`` order, which is that of ``values``, these
-    are smaller indices; it is known if the positives are ``ASCENDING``.
+    are smaller indices.
     """
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     is_row = i < num_queries
     logit = tl.load(logits + i, mask=is_row, other=0.0)
-    own = i
-    if not ASCENDING:
-        positive = tl.load(positives + i, mask=is_row, other=0)
-        earlier = tl.zeros([ROWS, COLUMNS], tl.int32)
+    positive = tl.load(positives + i, mask=is_row, other=0)
     before = tl.zeros([ROWS, COLUMNS], tl.int32)
+    earlier = tl.zeros([ROWS, COLUMNS], tl.int32)
     start = 0
     while start < num_queries:
         j = start + tl.arange(0, COLUMNS)
         is_column = j < num_queries
         other = tl.load(logits + j, mask=is_column, other=float("inf"))[None, :]
-        if ASCENDING:
-            is_later = j[None, :] > i[:, None]
-        else:
-            other_positive = tl.load(positives + j, mask=is_column, other=0)[None, :]
-            is_later = other_positive > positive[:, None]
-            earlier += (is_column[None, :] & (other_positive < positive[:, None])).to(tl.int32)
+        other_positive = tl.load(positives + j, mask=is_column, other=0)[None, :]
         is_before = other < logit[:, None]
-        is_before |= (other == logit[:, None]) & is_later
+        is_before |= (other == logit[:, None]) & (other_positive > positive[:, None])
         before += is_before.to(tl.int32)
+        earlier += (is_column[None, :] & (other_positive < positive[:, None])).to(tl.int32)
         start += COLUMNS
     place = tl.sum(before, 1)
-    if not ASCENDING:
-        own = tl.sum(earlier, 1)
-        tl.store(sorted_positives + own, positive, mask=is_row)
+    own = tl.sum(earlier, 1)
+    tl.store(sorted_positives + own, positive, mask=is_row)
     tl.store(order + place, own.to(tl.int64), mask=is_row)
     tl.store(sorted_logits + place, logit, mask=is_row)
     if VALUED:
