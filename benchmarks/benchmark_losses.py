@@ -270,8 +270,8 @@ def measure(case: Case, repeats: int) -> list:
             "milliseconds": 1e3 * medians[name],
             "ratio": medians[name] / medians[BASELINE],
             "peak_bytes": peak_bytes(call, device),
-            "launches": work[name] and work[name].launches,
-            "gpu_milliseconds": work[name] and 1e3 * work[name].seconds,
+            "launches": work[name].launches,
+            "gpu_milliseconds": work[name].milliseconds,
             "bytes_moved": bytes_moved(call, device),
             "synchronisations": synchronisations(call, device),
         }

@@ -86,7 +86,7 @@ def measure(gt_boxes: Tensor, anchors: list[Tensor], repeats: int) -> dict:
         name: {
             "seconds": seconds[name],
             "peak_bytes": peak_bytes(function, device),
-            "launches": work[name] and work[name].launches,
+            "launches": work[name].launches,
             "bytes_moved": bytes_moved(function, device),
         }
         for name, function in functions.items()

@@ -189,8 +189,8 @@ def measure(args) -> dict:
     steps = {name: lambda trainer=trainer: step(trainer) for name, trainer in trainers.items()}
     seconds = medians_in_turns(steps, args.iterations, device)
     for name, trainer in trainers.items():
-        work = gpu_work(steps[name], device)
-        results[name].update(seconds=seconds[name], launches=work and work.launches)
+        launches = gpu_work(steps[name], device).launches
+        results[name].update(seconds=seconds[name], launches=launches)
         medians = medians_in_turns(parts(trainer), args.iterations, device)
         for part, value in medians.items():
             results[name][f"{part}_seconds"] = value

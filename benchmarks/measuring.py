@@ -108,22 +108,22 @@ def _seconds_of(function: Callable, device: torch.device) -> float:
 
 
 class GPUWork(NamedTuple):
-    """What one call does on a GPU, by PyTorch's profiler.
+    """What one call does on a GPU, by PyTorch's profiler; all None on a CPU.
 
     Attributes:
         launches: number of kernels.
-        seconds: time in which these, and copies, run. The rest of a call's time the GPU waits for
-            launches; in a training step it often has other work by then.
+        milliseconds: time in which these, and copies, run. The rest of a call's time the GPU waits
+            for launches; in a training step it often has other work by then.
     """
 
-    launches: int
-    seconds: float
+    launches: int | None = None
+    milliseconds: float | None = None
 
 
-def gpu_work(function: Callable, device: torch.device) -> GPUWork | None:
-    """The work of one call; None on a CPU."""
+def gpu_work(function: Callable, device: torch.device) -> GPUWork:
+    """The work of one call."""
     if device.type != "cuda":
-        return None
+        return GPUWork()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         function()
         _synchronize(device)
@@ -131,7 +131,7 @@ def gpu_work(function: Callable, device: torch.device) -> GPUWork | None:
     # cudaLaunchKernel and its variants; cuLaunchKernelEx is that of Triton.
     launches = sum(event.count for event in events if "LaunchKernel" in event.key)
     running = [event for event in events if event.device_type == DeviceType.CUDA]
-    return GPUWork(launches, sum(event.self_device_time_total for event in running) / 1e6)
+    return GPUWork(launches, sum(event.self_device_time_total for event in running) / 1e3)
 
 
 def bytes_moved(function: Callable, device: torch.device) -> int | None:

@@ -117,6 +117,11 @@ def why_nothing(instances, least: torch.Tensor) -> str:
     if not len(instances):
         return "the model detects nothing here above SCORE_THRESH_TEST of its config"
     best = int(instances.scores.argmax())
+    if least[best] > 1:
+        return (
+            "its best detection is of a class that is never shown, as the evaluation found none of "
+            "its objects; try --confidence"
+        )
     return (
         f"its best detection scores {float(instances.scores[best]):.2f}, below "
         f"{float(least[best]):.2f}; scores of ranking losses are low: try a lower --confidence"

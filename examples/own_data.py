@@ -6,7 +6,9 @@ Run it in the root of a checkout, as a script or cell by cell in an editor that 
     python examples/own_data.py --format yolo --images PHOTOS --labels TXT_FOLDER --names cat dog
     python examples/own_data.py --format coco --images PHOTOS --labels FILE.json
 
-Without photographs it draws scenes of its own. The commands that do the work are printed.
+Without photographs it draws scenes of its own, and needs no network. For photographs of yours the
+training starts from the ImageNet weights of torchvision, which are downloaded once; without network
+it ends with a message that says where to put them. The commands that do the work are printed.
 """
 
 # %% Settings

@@ -30,8 +30,9 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.format == "yolo" and not (args.images and args.names):
         parser.error("yolo needs --images and --names")
-    if args.names and len(set(args.names)) < len(args.names):
-        parser.error(f"--names: expected different names, but got {args.names}")
+    for option, names in (("--names", args.names), ("--classes", args.classes)):
+        if names and len(set(names)) < len(names):
+            parser.error(f"{option}: expected different names, but got {names}")
     if os.path.realpath(args.input) == os.path.realpath(args.output):
         parser.error("the output is the input, which it would replace; name another file")
     for folder in (args.images, args.input if args.format != "coco" else None):
@@ -51,7 +52,7 @@ def convert(args) -> dict:
         for key in ("images", "annotations", "categories"):
             if not isinstance(content, dict) or not isinstance(content.get(key), list):
                 raise UserError(f"{args.input} has no list {key!r}; name a COCO annotation file.")
-    return with_classes(content, args.classes) if args.classes else content
+    return with_classes(content, args.classes, args.input) if args.classes else content
 
 
 def run(args) -> None:

@@ -386,3 +386,5 @@ def test_a_picture_without_objects_says_why(demo):
     why = demo.why_nothing(instances, torch.tensor([0.5, 0.75], dtype=torch.float64))
     assert "its best detection scores 0.25, below 0.75" in why
     assert "SCORE_THRESH_TEST" in demo.why_nothing(instances[:0], torch.zeros(0))
+    never = torch.full((2,), DetectionThresholds.NEVER)
+    assert "of a class that is never shown" in demo.why_nothing(instances, never)

@@ -61,6 +61,15 @@ def test_a_period_of_ones_own_and_a_frozen_config_stay(shapes):
 HEEDED_KEYS = {"DATASETS.CLASSES", "DATASETS.COCO_FORMAT", "INPUT.SQUARE_SIZE_TRAIN"}
 
 
+@pytest.mark.parametrize(("kind", "warned"), [("full_model", True), ("norm", False)])
+def test_clipping_of_the_whole_model_is_warned_of(shapes, caplog, kind, warned):
+    cfg = tiny_config(str(shapes), "train", 4)
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED, cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = True, kind
+    with caplog.at_level(logging.WARNING, "alrp"):
+        prepare_config(cfg)
+    assert ("CLIP_TYPE is 'full_model'" in caplog.text) == warned
+
+
 def own_trainer_keys():
     """Keys of this project that no model reads."""
     plain = get_cfg()

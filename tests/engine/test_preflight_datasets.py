@@ -547,6 +547,21 @@ def test_masks_need_a_segmentation_everywhere(cfg, train, val, for_training):
     assert len(found) == 1 and found[0].severity == "error" and what in found[0].what
 
 
+@pytest.mark.parametrize(
+    ("mask_format", "iscrowd"), [("polygon", 0), ("polygon", 1), ("bitmask", 0)]
+)
+def test_encoded_masks_of_objects_need_bitmasks(cfg, train, val, mask_format, iscrowd):
+    cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT = True, mask_format
+    encoded = {"size": [64, 64], "counts": [2000, 20, 2076]}
+    _spoil(train, segmentation=encoded, iscrowd=iscrowd)
+    _spoil(val, segmentation=encoded)  # an evaluation reads both kinds
+    if (mask_format, iscrowd) == ("polygon", 0):
+        fix = "set INPUT.MASK_FORMAT bitmask"
+        _assert_one(cfg, "error", TRAIN, "8 annotations are run-length encoded", fix)
+    else:
+        assert not [f for f in check_datasets(cfg, for_training=True) if "run-length" in f.what]
+
+
 def test_polygons_that_detectron2_would_drop_boxes_for_are_found(cfg, train):
     name = "preflight_test_foreign"
     _spoil(train, segmentation=[[1, 2, 3, 4]])

@@ -10,6 +10,7 @@ from .annotation_rules import (
     check_categories,
     check_fields,
     check_meaning,
+    repeats_ids,
 )
 from .class_subset import check_class_names, of_classes
 from .completion import completed
@@ -29,4 +30,5 @@ __all__ = [
     "completed",
     "of_classes",
     "raise_errors",
+    "repeats_ids",
 ]

@@ -31,22 +31,29 @@ class Purpose(NamedTuple):
             categories a name, annotations an id, and ids of categories are numbers.
         ids: whether annotations need an id though no images are read; pycocotools' index does.
         masks: whether segmentations are used (``MODEL.MASK_ON``).
+        polygons: whether masks of objects must be polygons (``INPUT.MASK_FORMAT`` in training).
         keypoints: whether keypoints are used (``MODEL.KEYPOINT_ON``).
         drops_broken_masks: whether the loader leaves out annotations with broken segmentations
             though masks are not used. Detectron2's own does.
         tolerate_bad_boxes: whether empty boxes and boxes outside of the image are warnings even in
             training; for published files, which their user cannot mend.
-        tolerate_repeated_ids: whether ids of annotations may be repeated, as in COCO's "minival".
+        tolerate_repeated_ids: whether ids of annotations may be repeated, see :func:`repeats_ids`.
     """
 
     training: bool = False
     images: bool = False
     ids: bool = False
     masks: bool = False
+    polygons: bool = False
     keypoints: bool = False
     drops_broken_masks: bool = False
     tolerate_bad_boxes: bool = False
     tolerate_repeated_ids: bool = False
+
+
+def repeats_ids(annotation_json: str) -> bool:
+    """Whether a file is COCO 2014's "minival", whose repeated ids Detectron2 tolerates."""
+    return "minival" in annotation_json
 
 
 class _Field(NamedTuple):
@@ -311,7 +318,16 @@ def _check_segmentations(where: str, annotations: list, purpose: Purpose) -> lis
         for i, a in enumerate(annotations)
         if a.get("segmentation") and not is_segmentation(a["segmentation"])
     ]
+    encoded = [
+        i
+        for i, a in enumerate(annotations)
+        if isinstance(a.get("segmentation"), dict) and not a.get("iscrowd", 0)
+    ]
     findings = []
+    if encoded and purpose.masks and purpose.polygons:
+        what = f"INPUT.MASK_FORMAT is 'polygon', but {len(encoded)} annotations are run-length "
+        what += "encoded: " + listed(encoded, lambda i: f"annotation {_name(annotations[i], i)}")
+        findings.append(Finding("error", where, what, "set INPUT.MASK_FORMAT bitmask"))
     if missing and purpose.masks:
         what = f"MODEL.MASK_ON needs segmentation, but {len(missing)} annotations have none: "
         what += listed(missing, lambda i: f"annotation {_name(annotations[i], i)}")

@@ -27,8 +27,10 @@ def of_classes(content: dict, names: Collection[str]) -> dict:
     return kept
 
 
-def check_class_names(where: str, content: dict, names: Sequence[str]) -> list[Finding]:
-    """The dataset has these classes."""
+def check_class_names(
+    where: str, content: dict, names: Sequence[str], *, key: str = "DATASETS.CLASSES"
+) -> list[Finding]:
+    """The dataset has these classes, which a user named by ``key``."""
     known = [category["name"] for category in content["categories"]]
     unknown = [name for name in names if name not in known]
     if not unknown:
@@ -38,4 +40,4 @@ def check_class_names(where: str, content: dict, names: Sequence[str]) -> list[F
     more = ", ..." if len(known) > 20 else ""
     what = f"there is no class {', '.join(map(repr, unknown))} in {where}, but there are "
     what += f"{', '.join(known[:20])}{more}"
-    return [Finding("error", "DATASETS.CLASSES", what, fix)]
+    return [Finding("error", key, what, fix)]

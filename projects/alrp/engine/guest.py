@@ -51,6 +51,12 @@ def prepare_config(cfg: CfgNode) -> CfgNode:
                 f"{key} is {value_of(cfg, key)!r}, but only alrp.engine.Trainer reads it, unless "
                 f"yours does: {_READ_BY_OUR_TRAINER[key]}."
             )
+    clipping = cfg.SOLVER.CLIP_GRADIENTS
+    if clipping.ENABLED and clipping.CLIP_TYPE == "full_model":
+        _LOGGER.warning(
+            "SOLVER.CLIP_GRADIENTS.CLIP_TYPE is 'full_model', which Detectron2's DefaultTrainer "
+            "does not know; unless your trainer does, set 'norm', the norm of each parameter."
+        )
     if cfg.MODEL.ALRP.SELF_BALANCE.PERIOD > 0 or not cfg.DATASETS.TRAIN:
         return cfg
     filters = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS

@@ -108,7 +108,7 @@ def _seeded(model: nn.Module) -> Iterator[None]:
     """The same random numbers each time, of the model's GPU too; then they go on as before."""
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with seeded(0), torch.random.fork_rng(devices):
-        torch.manual_seed(0)
+        torch.cuda.manual_seed_all(0)
         yield
 
 

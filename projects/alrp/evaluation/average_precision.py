@@ -14,7 +14,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.utils.file_io import PathManager
 
-from ..coco import Purpose, check_annotations, completed, of_classes, raise_errors
+from ..coco import Purpose, check_annotations, completed, of_classes, raise_errors, repeats_ids
 from ..errors import UserError
 from ..files import read_json
 
@@ -123,7 +123,7 @@ def _checked_coco(
         version: of :func:`_version`; another one is read anew.
         classes: names of those that are evaluated; all if there are none.
     """
-    purpose = Purpose(ids=True, masks=masks, tolerate_repeated_ids="minival" in json_file)
+    purpose = Purpose(ids=True, masks=masks, tolerate_repeated_ids=repeats_ids(json_file))
     dataset = read_json(path)
     findings = check_annotations(f"dataset {dataset_name!r}, {json_file}", dataset, purpose)
     # Warnings are left to the check before the start: each evaluation would repeat them.

@@ -22,6 +22,7 @@ from ...coco import (
     completed,
     of_classes,
     raise_errors,
+    repeats_ids,
 )
 from ...files import read_json
 
@@ -67,7 +68,7 @@ def load_coco_format(name: str, files: CocoFiles) -> list[dict]:
         masks=files.masks,
         keypoints=files.keypoints,
         tolerate_bad_boxes=name in PUBLISHED_NAMES,
-        tolerate_repeated_ids="minival" in files.annotation_json,
+        tolerate_repeated_ids=repeats_ids(files.annotation_json),
     )
     findings = check_annotations(where, content, purpose)
     # Warnings were logged by the check before the start.

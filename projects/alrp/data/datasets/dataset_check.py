@@ -7,7 +7,7 @@ import logging
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ...coco import Finding, Purpose
+from ...coco import Finding, Purpose, repeats_ids
 from .coco_check import CocoSummary, check_coco_dataset
 from .coco_format import coco_format_names
 from .coco_loader import PUBLISHED_NAMES
@@ -36,12 +36,12 @@ def check_dataset(name: str, cfg: CfgNode, for_training: bool) -> CocoSummary:
         training=for_training,
         images=True,
         masks=cfg.MODEL.MASK_ON,
+        polygons=for_training and cfg.INPUT.MASK_FORMAT == "polygon",
         keypoints=cfg.MODEL.KEYPOINT_ON,
         drops_broken_masks=name not in coco_format_names(cfg) and not is_published,
         # COCO's own training set has two boxes of zero height, which the loader drops.
         tolerate_bad_boxes=is_published,
-        # Ids of annotations in COCO 2014's "minival" are repeated, and Detectron2 lets them.
-        tolerate_repeated_ids="minival" in json_file,
+        tolerate_repeated_ids=repeats_ids(json_file),
     )
     resizes = _resizes(cfg, for_training)
     summary = check_coco_dataset(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import xml.etree.ElementTree as ElementTree
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any, Iterable, Sequence
 from PIL import Image, UnidentifiedImageError
 
+from ...coco import check_categories, check_class_names, of_classes, raise_errors
 from ...errors import UserError
 
+_LOGGER = logging.getLogger(__name__)
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -79,35 +82,29 @@ def yolo_to_coco(label_folder: str, image_folder: str, names: Sequence[str]) -> 
     return _as_coco(names, images, annotations)
 
 
-def with_classes(content: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """COCO annotations of some classes only, in the order of ``names``; all images stay.
+def with_classes(content: dict[str, Any], names: Sequence[str], where: str) -> dict[str, Any]:
+    """COCO annotations of some classes only, numbered in the order of ``names``; all images stay.
+
+    Args:
+        content: with the lists of COCO's format.
+        names: of the classes, each once.
+        where: name of the file, for the messages.
 
     Raises:
-        UserError: if there is no class of a name, a class twice, or an annotation without one.
+        UserError: if the categories are not sound, a class is not one of them, or an annotation has
+            none.
     """
-    ids: dict[str, int] = {}
-    for category in content["categories"]:
-        name = category.get("name")
-        if not isinstance(name, str) or name in ids or "id" not in category:
-            raise UserError(
-                f"categories: expected an id and a name of its own each, but got {category}; "
-                "correct the file."
-            )
-        ids[name] = category["id"]
-    if len(set(names)) < len(names):
-        raise UserError(f"--classes: expected different names, but got {list(names)}.")
+    raise_errors(check_categories(where, content), _LOGGER)
+    raise_errors(check_class_names(where, content, names, key="--classes"), _LOGGER)
     without = next((a for a in content["annotations"] if "category_id" not in a), None)
     if without is not None:
-        raise UserError(f"annotations: {str(without)[:200]} has no category_id; add it.")
-    unknown = sorted(set(names).difference(ids))
-    if unknown:
-        raise UserError(f"--classes: no class is called {unknown}; there are {sorted(ids)}.")
-    new_ids = {ids[name]: i for i, name in enumerate(names, start=1)}
+        raise UserError(f"{where}: annotation {str(without)[:200]} has no category_id; add it.")
+    content = of_classes(content, names)
+    new_ids = {c["id"]: names.index(c["name"]) + 1 for c in content["categories"]}
     categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
     annotations = [
         {**annotation, "category_id": new_ids[annotation["category_id"]]}
         for annotation in content["annotations"]
-        if annotation["category_id"] in new_ids
     ]
     return {**content, "categories": categories, "annotations": annotations}
 

@@ -137,6 +137,7 @@ _LAZY_NAMES = {
     "DATASETS.COCO_FORMAT": "dataloader.coco_format",
     "DATASETS.TEST": "dataloader.test.dataset.names",
     "DATASETS.TRAIN": "dataloader.train.dataset.names",
+    "INPUT.MASK_FORMAT": "dataloader.train.mapper.instance_mask_format",
     "MODEL.DEVICE": "train.device",
     "MODEL.FOVEABOX.NUM_CLASSES": "model.num_classes",
     "MODEL.MASK_ON": "model.roi_heads.mask_head",
