@@ -182,7 +182,13 @@ def test_what_a_killed_process_left_goes_at_the_next_write(tmp_path):
     "content, said",
     [
         (b'{"a": 1,\n "b": ]}', "is not valid JSON: .* at line 2, column 7"),
-        (b"", "is not valid JSON: .* at line 1, column 1"),
+        (b"", "is not valid JSON: it is empty"),
+        (b" ", "is not valid JSON: .* at line 1, column 2"),
+        (b"\x1f\x8b\x08\0", "it is compressed by gzip: unpack it by gunzip"),
+        (b"PK\x03\x04", "it is a ZIP archive: unpack it"),
+        ('{"images": []}'.encode("utf-16"), "it is text in UTF-16: save it as UTF-8"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS.*git lfs pull"),
+        (b"\n<!DOCTYPE html>", "it is HTML or XML, such as the page of a failed download"),
         (b"\xef\xbb\xbf{}", "is not valid JSON: it starts with a byte order mark"),
         (b'"\xff"', "is not valid JSON, which is text in UTF-8: .* at byte 1"),
         (b"[" * 10**6, "is not usable JSON: its brackets are nested too deeply"),
@@ -191,13 +197,19 @@ def test_what_a_killed_process_left_goes_at_the_next_write(tmp_path):
         (b'["a",\n "\\ud83d"]', r"\\ud83d at line 2, column 3 is half of a surrogate pair"),
         (b'["\\uDE00\\ud83d"]', r"\\uDE00 at line 1, column 3 is half"),
     ],
-    ids=range(9),
+    ids=range(15),
 )
 def test_json_that_cannot_be_used_is_explained(tmp_path, content, said):
     path = tmp_path / "a.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"{re.escape(str(path))} .*{said}"):
         read_json(path)
+
+
+def test_a_missing_folder_is_not_called_full(tmp_path):
+    with pytest.raises(UserError, match="make the folder first"):
+        with replacing(tmp_path / "missing" / "a.bin"):
+            pass
 
 
 @pytest.mark.parametrize("path", ["nowhere.json", "."])

@@ -25,7 +25,11 @@ def parse_args(argv=None):
     parser.add_argument("input", help="folder of .xml or .txt files, or a COCO file")
     parser.add_argument("output", metavar="OUT.json", help="COCO file to write")
     parser.add_argument("--images", metavar="FOLDER", help="of the images; yolo only")
-    parser.add_argument("--names", nargs="+", help="of the classes by index; yolo only")
+    parser.add_argument(
+        "--names",
+        nargs="+",
+        help="of the classes by index; of voc, the same for all folders, default: those found",
+    )
     parser.add_argument("--classes", nargs="+", help="keep these, in this order; default: all")
     args = parser.parse_args(argv)
     if args.format == "yolo" and not (args.images and args.names):
@@ -44,7 +48,7 @@ def parse_args(argv=None):
 def convert(args) -> dict:
     """The COCO file's content; UserError if the input cannot be read."""
     if args.format == "voc":
-        content = voc_to_coco(args.input)
+        content = voc_to_coco(args.input, args.names or ())
     elif args.format == "yolo":
         content = yolo_to_coco(args.input, args.images, args.names)
     else:
@@ -52,6 +56,12 @@ def convert(args) -> dict:
         for key in ("images", "annotations", "categories"):
             if not isinstance(content, dict) or not isinstance(content.get(key), list):
                 raise UserError(f"{args.input} has no list {key!r}; name a COCO annotation file.")
+            strange = [record for record in content[key] if not isinstance(record, dict)]
+            if strange:
+                raise UserError(
+                    f"{args.input}: expected JSON objects in {key!r}, but there is "
+                    f"{str(strange[0])[:80]}; correct the file."
+                )
     return with_classes(content, args.classes, args.input) if args.classes else content
 
 

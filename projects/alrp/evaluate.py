@@ -8,15 +8,18 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import numpy as np
 import os
 import re
 import sys
+from typing import Collection
 
 from .errors import UserError
 from .evaluation.calibration import calibration_line, calibration_summary
 from .evaluation.coco_input import Sources, category_names, check_ground_truth, detection_boxes
 from .evaluation.coco_matching import (
     ALL_AREAS,
+    ClassMatches,
     ImageMatches,
     MatchSettings,
     lrp_by_name,
@@ -26,6 +29,8 @@ from .evaluation.comparison import compare_lrp, comparison_table
 from .evaluation.lrp import lrp_curve
 from .evaluation.report import lrp_summary, lrp_table, write_summary
 from .files import read_json
+
+_LOGGER = logging.getLogger(__name__)
 
 # COCO's ranges of the area of an object, in square pixels.
 AREAS = {
@@ -94,6 +99,7 @@ def _run(args: argparse.Namespace) -> str:
     dataset = read_json(args.ground_truth)
     check_ground_truth(dataset, Sources(args.ground_truth, args.results))
     by_id = _matches(dataset, args.results, args)
+    _warn_of_no_match([match.matches for match in by_id.values()], args)
     tau = args.settings.tau
     per_class = lrp_by_name(dataset, {i: m.matches for i, m in by_id.items()}, tau)
     names = category_names(dataset)
@@ -121,6 +127,23 @@ def _matches(dataset: dict, file: str, args: argparse.Namespace) -> dict[int | s
     sources = Sources(args.ground_truth, file)
     detections = detection_boxes(read_json(file), dataset, sources)
     return match_boxes_by_image(dataset, detections, args.settings)
+
+
+def _warn_of_no_match(matches: Collection[ClassMatches], args: argparse.Namespace) -> None:
+    """Numbers that say nothing of a detector."""
+    if not any(match.num_gt for match in matches):
+        _LOGGER.warning(
+            f"{args.ground_truth}: no object counts for --area {args.area}; all values are "
+            "undefined."
+        )
+    elif any(len(match.scores) for match in matches) and all(
+        np.isnan(match.matched_ious).all() for match in matches
+    ):
+        _LOGGER.warning(
+            f"{args.results}: no detection meets an object of its image and class with an IoU "
+            f"above {args.settings.tau:g}; boxes must be [x, y, width, height] in pixels of the "
+            "original image, and the ids of images and categories those of the ground truth."
+        )
 
 
 def _draw(by_name: dict[str, ImageMatches], folder: str, tau: float) -> None:

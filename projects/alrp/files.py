@@ -18,6 +18,17 @@ from .errors import NoSpaceError, UserError
 _TEMPORARY = re.compile(r"\.alrp-[0-9a-f]{16}\.tmp")
 
 NO_SPACE = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your disk quota is used up"}
+# Files that are often taken for others: first bytes, what they tell, and the way out.
+_KINDS = (
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself: run git lfs pull"),
+    (b"\x1f\x8b", "compressed by gzip: unpack it by gunzip"),
+    (b"PK\x03\x04", "a ZIP archive: unpack it"),
+    (b"\xff\xfe", "text in UTF-16: save it as UTF-8"),
+    (b"\xfe\xff", "text in UTF-16: save it as UTF-8"),
+    (b"<", "HTML or XML, such as the page of a failed download"),
+    (b"ftyphe", "a HEIC photograph: convert it to JPEG"),
+    (b"ftypmif1", "a HEIC photograph: convert it to JPEG"),
+)
 _LONG_INTEGER = re.compile(r"\d{4301,}")  # more digits than Python converts
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 # Every escape of a string; the group is half of a surrogate pair without the other half.
@@ -63,8 +74,9 @@ def replacing(path: str | os.PathLike) -> Iterator[io.BufferedWriter]:
             raise
         kind = NoSpaceError if cause.errno in NO_SPACE else UserError
         reason = NO_SPACE.get(cause.errno, cause.strerror or str(cause))
+        fix = "free space there" if os.path.isdir(folder) else "make the folder first"
         raise kind(
-            f"{path} cannot be written: {reason}; free space there or choose another folder."
+            f"{path} cannot be written: {reason}; {fix} or choose another folder."
         ) from error
     finally:
         if raw is not None:
@@ -127,6 +139,22 @@ def _remove_leftovers(folder: str) -> None:
             os.remove(path)
 
 
+def kind_of_file(path: str | os.PathLike) -> str:
+    """What a file is, and what to do about it, if it is one of those often taken for others.
+
+    Returns:
+        str: to follow "it is"; "" if the first bytes tell nothing.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        head = file.read(64)
+    start = head[4:] if head[4:8] == b"ftyp" else head.lstrip()
+    kinds = [kind for first, kind in _KINDS if start.startswith(first)]
+    return "empty" if not head else kinds[0] if kinds else ""
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """Content of a JSON file in UTF-8.
 
@@ -134,6 +162,9 @@ def read_json(path: str | os.PathLike) -> Any:
         UserError: if it cannot be read; the message names the file and the place in it.
     """
     try:
+        kind = kind_of_file(path)
+        if kind:
+            raise UserError(f"{path} is not valid JSON: it is {kind}")
         with open(path, encoding="utf-8") as file:
             return parse_json(file.read(), path)
     except OSError as error:

@@ -38,6 +38,22 @@ def test_file_that_is_no_image_is_named(tmp_path, content):
         read_image(str(path), "RGB")
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the file is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC photograph: convert it to JPEG"),
+        (b"<html>", "HTML or XML"),
+    ],
+)
+def test_a_file_that_is_often_taken_for_an_image_is_called_what_it_is(tmp_path, content, said):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        read_image(str(path), "RGB")
+
+
 @pytest.mark.parametrize("dtype", DEEP)
 def test_more_than_8_bits_are_refused_by_name_wherever_images_are_read(tmp_path, dtype, mappers):
     path = tmp_path / "deep.tif"

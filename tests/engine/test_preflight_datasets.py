@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 import pytest
@@ -47,7 +48,8 @@ class Dataset:
     def set_boxes(self, *boxes: list) -> None:
         """Give the first annotations these boxes."""
         for annotation, box in zip(self.content["annotations"], boxes):
-            annotation["bbox"] = box
+            area = box[2] * box[3] if len(box) == 4 and math.isfinite(sum(box)) else 1.0
+            annotation.update(bbox=box, area=abs(area))
         self.write()
 
 
@@ -304,7 +306,49 @@ def test_the_order_in_the_file_does_not_matter_where_ids_agree(cfg, val):
     assert check_datasets(cfg, for_training=True) == []
 
 
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_classes_given_by_index_instead_of_id_are_called_so(cfg, train, shift):
+    for record in train.content["annotations"] if shift < 0 else train.content["categories"]:
+        record["category_id" if shift < 0 else "id"] -= 1
+    train.write()
+    cfg.DATASETS.TEST = ()
+    finding = check_datasets(cfg, for_training=True)[0]
+    start = 0 if shift < 0 else 1
+    assert f"look like numbers of the classes, counted from {start}" in finding.what
+    assert finding.fix == "write the ids of the categories into the annotations"
+
+
+def test_a_class_without_a_box_in_any_training_set_is_a_warning(cfg, train, val):
+    """Roboflow lists a category 0 above all others."""
+    for dataset in (train, val):
+        dataset.content["categories"].insert(0, {"id": 0, "name": "shapes"})
+        dataset.write()
+    cfg.MODEL.RETINANET.NUM_CLASSES = 3
+    what = "1 of 3 classes have no box to learn from: 'shapes'"
+    _assert_one(cfg, "warning", "DATASETS.TRAIN", what, "DATASETS.CLASSES")
+    val.content["annotations"][0]["category_id"] = 0
+    val.write()
+    cfg.DATASETS.TRAIN = (TRAIN, VAL)
+    assert check_datasets(cfg, for_training=True) == []
+
+
 # Boxes
+
+
+def test_an_annotation_given_twice_is_a_warning(cfg, val):
+    val.content["annotations"].append({**val.content["annotations"][2], "id": 99})
+    val.write()
+    _assert_one(cfg, "warning", VAL, "1 annotations repeat another one", "delete the copies")
+
+
+@pytest.mark.parametrize("area", [0, 400.0])
+def test_an_area_that_is_not_that_of_the_box_is_a_warning(cfg, val, area):
+    val.content["annotations"][2]["area"] = area
+    val.write()
+    _assert_one(cfg, "warning", VAL, "1 annotations have an 'area' of 0 or beyond that", "area")
+    val.content["annotations"][2]["area"] = 11.0 * 21.0  # first and last pixel counted
+    val.write()
+    assert check_datasets(cfg, for_training=True) == []
 
 
 @pytest.mark.parametrize("box", [[5, 5, 0, 4], [5, 5, 4, 0], [5, 5, -2, 4]], ids=str)
@@ -423,13 +467,50 @@ def test_a_photograph_on_its_side_has_the_size_the_loader_sees(cfg, train):
 
 
 def test_a_missing_image_among_many_is_found(cfg, train):
-    train.content["images"] += [
-        {"id": i, "file_name": "1.png", "width": 40, "height": 32} for i in range(5, 201)
-    ]
+    for i in range(5, 201):
+        os.link(train.folder / "1.png", train.folder / f"{i}.png")
+        train.content["images"].append(
+            {"id": i, "file_name": f"{i}.png", "width": 40, "height": 32}
+        )
     train.content["images"][103]["file_name"] = "absent.png"  # none of the 50 that are opened
     train.write()
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
     _assert_one(cfg, "error", TRAIN, "1 of 200 images are missing: absent.png")
+
+
+@pytest.mark.parametrize(
+    ("written", "there"),
+    [
+        ("sub\\1.png", "'sub/1.png'"),
+        ("https://host/sub/1.png", "'sub/1.png'"),
+        ("/home/somebody/1.png", "'sub/1.png'"),
+        ("my%20photo.png", "'my photo.png'"),
+        ("My Photo.JPG", "'my photo.png'"),
+        ("photo \u00e9.png", "'photo e\\u0301.png'"),
+        ("my photo", "'my photo.png'"),
+    ],
+)
+def test_the_file_that_a_missing_name_may_mean_is_named(cfg, train, written, there):
+    (train.folder / "sub").mkdir()
+    (train.folder / "1.png").rename(train.folder / "sub" / "1.png")
+    for name in ("my photo.png", "photo e\u0301.png"):
+        os.link(train.folder / "2.png", train.folder / name)
+    train.content["images"][0]["file_name"] = written
+    train.write()
+    _assert_one(cfg, "error", TRAIN, "1 of 4 images are missing", f"there is {there}")
+
+
+def test_a_missing_name_is_not_sent_to_the_file_of_another_image(cfg, train):
+    train.content["images"][0]["file_name"] = "other/2.png"
+    train.write()
+    fix = _only(check_datasets(cfg, for_training=True)).fix
+    assert "there is" not in fix
+
+
+def test_a_file_listed_as_two_images_is_a_warning(cfg, val):
+    val.content["images"][2]["file_name"] = "2.png"
+    val.write()
+    _assert_one(cfg, "warning", VAL, "1 files are listed as several images: 2.png (2 times)")
 
 
 def test_images_below_32_pixels_are_a_warning(cfg, train):
@@ -552,7 +633,7 @@ def test_masks_need_a_segmentation_everywhere(cfg, train, val, for_training):
 )
 def test_encoded_masks_of_objects_need_bitmasks(cfg, train, val, mask_format, iscrowd):
     cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT = True, mask_format
-    encoded = {"size": [64, 64], "counts": [2000, 20, 2076]}
+    encoded = {"size": [32, 40], "counts": [600, 20, 660]}
     _spoil(train, segmentation=encoded, iscrowd=iscrowd)
     _spoil(val, segmentation=encoded)  # an evaluation reads both kinds
     if (mask_format, iscrowd) == ("polygon", 0):
@@ -560,6 +641,19 @@ def test_encoded_masks_of_objects_need_bitmasks(cfg, train, val, mask_format, is
         _assert_one(cfg, "error", TRAIN, "8 annotations are run-length encoded", fix)
     else:
         assert not [f for f in check_datasets(cfg, for_training=True) if "run-length" in f.what]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "problem"),
+    [
+        ({"size": [40, 32], "counts": [1200, 80]}, "size [40, 32], the image has [32, 40]"),
+        ({"size": [32, 40], "counts": [5, 10]}, "counts of 15 pixels instead of 1280"),
+    ],
+)
+def test_run_lengths_of_another_size_are_found(cfg, val, encoding, problem):
+    cfg.MODEL.MASK_ON = True
+    _spoil(val, segmentation=encoding)
+    _assert_one(cfg, "error", VAL, f"annotation 1 ({problem})", for_training=False)
 
 
 def test_polygons_that_detectron2_would_drop_boxes_for_are_found(cfg, train):

@@ -82,3 +82,12 @@ def test_the_error_with_a_calibration_is_of_images_that_it_was_not_fitted_to():
     of_one = {"cat": class_matches([0.8, 0.8], [True, True], [0, 1])}
     assert calibration_summary(of_one, per_class)["error_calibrated"] == 0.0
     assert math.isnan(calibration_summary({}, {})["error"])
+
+
+@pytest.mark.parametrize("scores", [[80.0, 70.0], [0.5, -0.5]])
+def test_scores_that_are_no_shares_have_a_calibration_but_no_error(scores):
+    matches = {"cat": class_matches(scores, [True, False], [0, 1])}
+    best = {"cat": OptimalLRP(0.5, 0.1, 0.1, 0.1, scores[0], 2)}
+    summary = calibration_summary(matches, best)
+    assert math.isnan(summary["error"]) and math.isnan(summary["error_calibrated"])
+    assert summary["per_class"]["cat"]["shares"] == [0.0, 1.0]

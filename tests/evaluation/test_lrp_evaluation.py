@@ -104,6 +104,19 @@ def test_cap_per_image_is_the_one_asked_for(tiny_case, register):
     assert_close(evaluate_case(evaluator, tiny_case)["lrp"]["oLRP"], 100 * golden, **TOLERANCE)
 
 
+def test_detections_in_bfloat16_are_taken(tiny_case, register):
+    evaluator = LRPEvaluator(
+        register(tiny_case.folder / "ground_truth.json"), distributed=False, max_dets_per_image=100
+    )
+    evaluator.reset()
+    boxes = Boxes(torch.tensor([[0, 0, 8, 8]], dtype=torch.bfloat16))
+    found = Instances((480, 640), pred_boxes=boxes, pred_classes=torch.tensor([0]))
+    found.scores = torch.tensor([0.5], dtype=torch.bfloat16)
+    image_id = tiny_case.ground_truth["images"][0]["id"]
+    evaluator.process([{"image_id": image_id}], [{"instances": found}])
+    assert 0 < evaluator.evaluate()["lrp"]["oLRP"] <= 100
+
+
 def test_tau_is_the_one_asked_for(lrp_case, register):
     name = register(lrp_case.folder / "ground_truth.json")
     evaluator = LRPEvaluator(name, distributed=False, tau=0.75)

@@ -70,6 +70,7 @@ def test_some_classes_are_taken_in_the_order_asked_for(main, folder):
         ("<xmax>10", "<xmax>nan", "a.xml: bndbox/xmax must be a number, but is 'nan'"),
         ("<ymin>11", "<ymin>31", "a.xml: the bndbox of 'dog' ends before it begins"),
         ("</annotation>", "", "a.xml cannot be read as XML"),
+        ("<width>40", "<width>0", "a.xml: size must be the width and height of the image"),
     ],
 )
 def test_a_mistake_in_voc_is_named_with_its_field(main, folder, capsys, old, new, message):
@@ -95,6 +96,45 @@ def test_a_mistake_in_yolo_is_named_with_its_line(main, folder, capsys, text, me
     assert message in capsys.readouterr().err
 
 
+def test_a_photograph_on_its_side_gets_the_size_that_the_loader_sees(main, folder):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (40, 30)).save(folder / "images" / "a.png", exif=exif)
+    assert main([*yolo(folder), "--names", "cat", "dog"]) == 0
+    content = json.loads((folder / "out.json").read_text())
+    assert content["images"][0] == {"id": 1, "file_name": "a.png", "width": 30, "height": 40}
+    assert boxes(folder) == [("dog", [0, 16, 15, 8], 0)]
+
+
+def test_labels_without_an_image_are_told_of(main, folder, caplog):
+    (folder / "classes.txt").write_text("cat\ndog\n")  # LabelImg writes it
+    (folder / "d.txt").write_text("1 0.25 0.5 0.5 0.2\n")
+    assert main([*yolo(folder), "--names", "cat", "dog"]) == 0
+    assert "1 label files have no image, and their boxes are left out: d.txt" in caplog.text
+
+
+def test_labels_that_two_images_would_get_are_refused(main, folder, capsys):
+    Image.new("RGB", (40, 30)).save(folder / "images" / "a.bmp")
+    assert main([*yolo(folder), "--names", "cat", "dog"]) == 1
+    assert "would both get the boxes of a.txt" in capsys.readouterr().err
+
+
+def test_a_part_of_voc_gets_the_classes_of_the_whole(main, folder, capsys):
+    command = ["voc", str(folder), str(folder / "out.json"), "--names", "bird", "cat", "dog"]
+    assert main(command) == 0
+    content = json.loads((folder / "out.json").read_text())
+    assert [category["name"] for category in content["categories"]] == ["bird", "cat", "dog"]
+    assert [name for name, *_ in boxes(folder)] == ["dog", "cat"]
+    assert main(command[:-1]) == 1
+    assert "a.xml: 'dog' is not among --names" in capsys.readouterr().err
+
+
+def test_voc_without_an_object_is_refused(main, folder, capsys):
+    (folder / "a.xml").write_text(VOC[: VOC.index("<object>")] + "</annotation>")
+    assert main(["voc", str(folder), str(folder / "out.json")]) == 1
+    assert "holds no object" in capsys.readouterr().err
+
+
 def test_an_unknown_class_is_named(main, folder, capsys):
     assert main(["voc", str(folder), str(folder / "out.json"), "--classes", "cow"]) == 1
     said = capsys.readouterr().err
@@ -114,6 +154,11 @@ def test_a_class_asked_for_twice_is_refused(main, folder, capsys):
         (
             {"categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "dog"}]},
             "categories 1 and 2 are both named 'dog'",
+        ),
+        ({"categories": ["dog"]}, "expected JSON objects in 'categories', but there is"),
+        (
+            {"categories": [{"id": 1, "name": "dog"}], "annotations": [{"category_id": []}]},
+            "{'category_id': []} has no category_id",
         ),
         (
             {"categories": [{"id": 1, "name": "dog"}], "annotations": [{"id": 3}]},

@@ -222,6 +222,23 @@ def test_an_output_that_is_an_input_is_refused(main, tmp_path, capsys, is_input)
         (lambda d, r: d["annotations"][0].update(image_id=9), "images that are not listed"),
         (lambda d, r: r.append(dict(r[0])), "1 detections are listed more than once"),
         (lambda d, r: r[0].update(category_id=3), "1 of 6 detections left out"),
+        (
+            lambda d, r: [x.update(score=100 * x["score"]) for x in r],
+            "scores lie outside of [0, 1]",
+        ),
+        (
+            lambda d, r: [x.update(category_id=x["category_id"] - 1) for x in r],
+            "look like numbers of the classes, counted from 0",
+        ),
+        (
+            lambda d, r: [x.update(bbox=[v * 0.1 for v in x["bbox"][:2]] + [2, 2]) for x in r],
+            "no detection meets an object",
+        ),
+        (
+            lambda d, r: [a.update(iscrowd=1) for a in d["annotations"]],
+            "all annotations are crowds",
+        ),
+        (lambda d, r: [a.update(iscrowd=1) for a in d["annotations"]], "no object counts"),
         (lambda d, r: [r.append(r[0] | {"score": k / 200}) for k in range(120)], "the 100 best"),
     ],
 )
@@ -238,6 +255,19 @@ def test_oddities_are_warned_about(main, tmp_path, caplog, spoil, message):
         (lambda d, r: [x.update(category_id="1") for x in r], "dt", "these ids are text ('1')"),
         (lambda d, r: [x.update(bbox=[0.1, 0.2, 0.3, 0.4]) for x in r], "dt", "fractions"),
         (lambda d, r: [x.update(category_id=7) for x in r], "dt", "6 of 6 detections left out"),
+        (
+            lambda d, r: [x.update(category_id="a") for x in r],
+            "dt",
+            "these are names, not ids: the id of 'a' is 1",
+        ),
+        (
+            lambda d, r: [
+                d["images"][0].update(file_name="train/photo 1.jpg"),
+                r[0].update(image_id="photo 1"),
+            ],
+            "dt",
+            "these are names, not ids: the id of 'photo 1' is ",
+        ),
         (lambda d, r: d["annotations"].append(d["annotations"][0]), "gt", "unique ids"),
         (lambda d, r: d["categories"].append({"id": 1, "name": "c"}), "gt", "unique ids"),
         (lambda d, r: [a["bbox"].__setitem__(2, -2) for a in d["annotations"]], "gt", "of zero"),

@@ -7,6 +7,8 @@ from typing import Callable, NamedTuple
 
 from .box_rules import check_boxes
 from .findings import Finding, listed
+from .id_hints import index_hint, type_hint
+from .mask_rules import check_run_lengths
 from .values import (
     MAX_AREA,
     is_area,
@@ -111,8 +113,9 @@ def check_meaning(where: str, content: dict, purpose: Purpose) -> list[Finding]:
         *_check_ids(where, content, purpose),
         *_check_names(where, content["categories"]),
         *_check_id_zero(where, annotations, purpose),
-        *(_check_omitted(where, annotations) if "annotations" in content else ()),
+        *(_check_omitted(where, annotations, purpose) if "annotations" in content else ()),
         *_check_segmentations(where, annotations, purpose),
+        *(check_run_lengths(where, known, image_by_id) if purpose.masks else ()),
         *check_boxes(where, known, image_by_id, purpose),
     ]
 
@@ -171,9 +174,10 @@ def _check_list(where: str, content: dict, key: str, fields: list[_Field]) -> li
             what = f"expected {field.wanted} as {field.name!r} of each of the {key}, but "
             what += f"{len(bad)} are not so: "
             what += listed(bad, lambda i: f"{key}[{i}] is {_shown(records[i], field.name)}")
-            fix = f"write {field.name!r} into these {key} or remove them"
+            verb = "correct" if all(name in records[i] for i in bad) else "write"
+            fix = f"{verb} {name!r} of these {key} or remove them"
             if not field.needed:
-                fix = f"correct {field.name!r} of these {key} or leave it out"
+                fix = f"correct {name!r} of these {key} or leave it out"
             findings.append(Finding("error", where, what, fix))
     return findings
 
@@ -243,21 +247,13 @@ def _check_references(
         return [Finding("error", where, f"{what}; {hint}", fix)]
     # An evaluation leaves single ones out, as COCO's does, but needs something to evaluate.
     is_error = purpose.training or len(unknown) == len(annotations)
+    fix = f"add the missing {key} or delete these annotations"
+    hint = index_hint({a[field] for a in annotations}, ids) if field == "category_id" else ""
+    if hint:
+        what, fix = what + hint, "write the ids of the categories into the annotations"
     if not is_error:
         what += "; they are left out"
-    fix = f"add the missing {key} or delete these annotations"
     return [Finding("error" if is_error else "warning", where, what, fix)]
-
-
-def type_hint(given: list, known: set) -> str:
-    """What is wrong if ids were written as text on one side and as numbers on the other."""
-    twins = {str(id_): id_ for id_ in known}
-    mismatch = [value for value in given if str(value) in twins]
-    if not mismatch:
-        return ""
-    twin = twins[str(mismatch[0])]
-    kinds = ("text", "numbers") if isinstance(mismatch[0], str) else ("numbers", "text")
-    return f"these ids are {kinds[0]} ({mismatch[0]!r}), those listed are {kinds[1]} ({twin!r})"
 
 
 def _name(annotation: dict, position: int) -> str:
@@ -291,11 +287,15 @@ def _check_id_zero(where: str, annotations: list, purpose: Purpose) -> list[Find
     return [Finding("warning", where, what, "nothing needs to be done; the file is left as it is")]
 
 
-def _check_omitted(where: str, annotations: list) -> list[Finding]:
+def _check_omitted(where: str, annotations: list, purpose: Purpose) -> list[Finding]:
     """A field that all annotations leave out means its default; one that some do may be lost."""
     findings = []
     if not annotations:
         what, fix = "the list 'annotations' is empty", "name a file with boxes if there are any"
+        findings.append(Finding("warning", where, what, fix))
+    elif not purpose.training and all(a.get("iscrowd", 0) for a in annotations):
+        what = "all annotations are crowds, so that there is nothing to find"
+        fix = "set 'iscrowd' to 0 for ordinary objects"
         findings.append(Finding("warning", where, what, fix))
     for field, default in (("area", "width x height"), ("iscrowd", "0")):
         missing = [i for i, annotation in enumerate(annotations) if field not in annotation]

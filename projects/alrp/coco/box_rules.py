@@ -46,7 +46,11 @@ def check_boxes(where: str, annotations: list, image_by_id: dict, purpose) -> li
     lenient = "warning" if purpose.tolerate_bad_boxes else strict
     if len(boxes) and (boxes[:, 2:] <= 0).any(axis=1).all():
         lenient = "error"  # nothing is left to learn or to evaluate
-    return _misplaced(where, boxes, limits, lenient, describe(objects))
+    findings = _misplaced(where, boxes, limits, lenient, describe(objects))
+    if purpose.tolerate_bad_boxes:
+        return findings
+    findings += _wrong_areas(where, objects, boxes, describe(objects))
+    return findings + _repeated(where, objects, describe(objects))
 
 
 def check_box_columns(
@@ -127,6 +131,42 @@ def _look_like_corners(boxes: np.ndarray, limits: np.ndarray) -> bool:
     outside = (low + second > limits).any(axis=1)
     fits = (second > low).all() and (second <= limits).all() and (low >= -_SLACK).all()
     return bool(fits) and 4 * np.count_nonzero(outside) >= len(outside)
+
+
+def _wrong_areas(
+    where: str, annotations: list, boxes: np.ndarray, describe: Callable
+) -> list[Finding]:
+    """Areas fit their boxes: AP and LRP by size of the objects go by them."""
+    # Tools that count the first and the last pixel have a row and a column more.
+    most = 1.05 * np.prod(np.maximum(boxes[:, 2:], 0) + 1, axis=1)
+    given = np.array([a.get("area", np.nan) for a in annotations], dtype=np.float64)
+    bad = np.flatnonzero((boxes[:, 2:] > 0).all(axis=1) & ((given == 0) | (given > most)))
+    if not len(bad):
+        return []
+    what = f"{len(bad)} annotations have an 'area' of 0 or beyond that of their box, by which "
+    what += "they count as small or large: "
+    what += listed(bad, lambda i: f"{given[i]:g} of {describe(i)}")
+    fix = "leave 'area' out of all annotations, which is width x height, or correct it"
+    return [Finding("warning", where, what, fix)]
+
+
+def _repeated(where: str, annotations: list, describe: Callable) -> list[Finding]:
+    """Of an object that is listed twice, an evaluation misses one."""
+    first_of: dict[tuple, int] = {}
+    repeated = []
+    for i, annotation in enumerate(annotations):
+        key = (annotation["image_id"], annotation["category_id"], *annotation["bbox"])
+        first = first_of.setdefault(key, i)
+        # Of one id they are the same record twice, which is an error of its own.
+        if first != i and (
+            "id" not in annotation or annotation["id"] != annotations[first].get("id")
+        ):
+            repeated.append(i)
+    if not repeated:
+        return []
+    what = f"{len(repeated)} annotations repeat another one (same image, category and box): "
+    what += listed(repeated, describe)
+    return [Finding("warning", where, what, "delete the copies")]
 
 
 def _misplaced(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from typing import Callable
 
-from .annotation_rules import type_hint
 from .box_rules import check_box_columns, image_size
 from .findings import Finding, listed
+from .id_hints import ids_by_file_name, index_hint, name_hint, type_hint
 from .values import is_box, is_finite, is_id
 
 _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
@@ -18,13 +18,13 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
 }
 
 
-def check_results(where: str, results: object, image_ids: set, category_ids: set) -> list[Finding]:
+def check_results(where: str, results: object, images: list, categories: list) -> list[Finding]:
     """Mistakes in the fields and ids of a result list; empty if all is well.
 
     Args:
         where: name of the file, for the messages.
         results: the parsed JSON.
-        image_ids, category_ids: of the ground truth.
+        images, categories: of the ground truth, whose fields are sound.
     """
     if not isinstance(results, list):
         what = f"expected a list of detections, but got a {type(results).__name__}"
@@ -44,8 +44,9 @@ def check_results(where: str, results: object, image_ids: set, category_ids: set
         return findings
     given = [result["category_id"] for result in results]
     return (
-        _check_images(where, [result["image_id"] for result in results], image_ids)
-        + _check_categories(where, given, category_ids)
+        _check_images(where, [result["image_id"] for result in results], images)
+        + _check_categories(where, given, categories)
+        + _check_scores(where, [result["score"] for result in results])
         + _check_repeated(where, results)
     )
 
@@ -95,34 +96,51 @@ def _shown(value: object) -> str:
         return "a number of thousands of digits"
 
 
-def _check_images(where: str, given: list, known: set) -> list[Finding]:
+def _check_images(where: str, given: list, images: list) -> list[Finding]:
     """Detections of images that were not annotated mean that the files do not belong together."""
+    known = {image["id"] for image in images}
     unknown = [i for i, image_id in enumerate(given) if image_id not in known]
     if not unknown:
         return []
     what = f"{len(unknown)} of {len(given)} detections are of images that the ground truth does "
     what += "not list: " + listed(unknown, lambda i: f"detection {i} is of image {given[i]!r}")
-    hint = type_hint([given[i] for i in unknown], known)
+    strange = [given[i] for i in unknown]
+    hint = type_hint(strange, known) or name_hint(strange, ids_by_file_name(images))
     fix = "evaluate against the file the images came from"
     if hint:
         what, fix = f"{what}; {hint}", "write 'image_id' as the ground truth does"
     return [Finding("error", where, what, fix)]
 
 
-def _check_categories(where: str, given: list, known: set) -> list[Finding]:
+def _check_categories(where: str, given: list, categories: list) -> list[Finding]:
     """Detections of classes that are not evaluated are left out, as COCO does, but not all."""
+    known = {category["id"] for category in categories}
     unknown = [i for i, category_id in enumerate(given) if category_id not in known]
     if not unknown:
         return []
     what = f"{len(unknown)} of {len(given)} detections left out: their category is not listed in "
     what += "the ground truth: "
     what += listed(unknown, lambda i: f"detection {i} has category_id {given[i]!r}")
-    hint = type_hint([given[i] for i in unknown], known)
+    strange = [given[i] for i in unknown]
+    names = {category.get("name"): category["id"] for category in categories}
+    hint = type_hint(strange, known) or name_hint(strange, names)
     fix = f"the ground truth has the ids {listed(sorted(known, key=str), repr)}"
     if hint:
         return [Finding("error", where, f"{what}; {hint}", "write 'category_id' as it does there")]
+    what += index_hint(set(given), known)
     severity = "error" if len(unknown) == len(given) else "warning"
     return [Finding(severity, where, what, fix)]
+
+
+def _check_scores(where: str, scores: list) -> list[Finding]:
+    """Only the order of scores counts for LRP and AP, but thresholds are meant to be deployed."""
+    outside = [i for i, score in enumerate(scores) if not 0 <= score <= 1]
+    if not outside:
+        return []
+    what = f"{len(outside)} of {len(scores)} scores lie outside of [0, 1]: "
+    what += listed(outside, lambda i: f"detection {i} has {scores[i]!r}")
+    what += "; thresholds are in the same unit, and no calibration error is given"
+    return [Finding("warning", where, what, "write probabilities if these are percent or logits")]
 
 
 def _check_repeated(where: str, results: list) -> list[Finding]:

@@ -11,6 +11,7 @@ from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
+from .image_files import why_unreadable
 
 TOO_LARGE_FIX = "cut the image into tiles or shrink it"
 DEEP_FIX = (
@@ -73,13 +74,14 @@ def naming(path: str) -> Iterator[None]:
         raise UserError(f"{path}: {too_large_text(error)}; {TOO_LARGE_FIX}.") from error
     except (OSError, SyntaxError) as error:
         raise UserError(
-            f"{path}: expected an image file that can be read, but got: {error}. Replace the file, "
-            "or remove it from the dataset."
+            f"{path}: expected an image file that can be read, but got: "
+            f"{why_unreadable(path, error)}. Replace the file, or remove it from the dataset."
         ) from error
     except ValueError as error:
         raise UserError(
-            f"{path}: expected an image that can be read and resized, but got: {error}. A side of "
-            "a very long image may become less than a pixel; cut the image, or replace the file."
+            f"{path}: expected an image and annotations that can be read and resized, but got: "
+            f"{error}. Correct the annotations, or replace the file. A side of a very long image "
+            "may become less than a pixel; cut it."
         ) from error
 
 

@@ -83,8 +83,9 @@ def calibration_summary(
     """Calibration of every class with detections, and the error without and with it in percent.
 
     The errors are of the detections from the LRP-optimal score on, in the mean of the classes that
-    have some. The error with a calibration is that of detections that it was not fitted to: those
-    of each half of the images are calibrated by the other half.
+    have some, and whose scores all lie in [0, 1]. The error with a calibration is that of
+    detections that it was not fitted to: those of each half of the images are calibrated by the
+    other half.
 
     Args:
         matches: by class name.
@@ -101,6 +102,8 @@ def calibration_summary(
             continue
         fit = fit_calibration(scores, is_right)
         fitted[name] = {"scores": fit.least_scores.tolist(), "shares": fit.shares.tolist()}
+        if scores.min() < 0 or scores.max() > 1:
+            continue  # logits or percent are no shares
         shown = scores >= per_class[name].threshold  # nothing if there is none
         if shown.any():
             other = _calibrated_by_other_half(scores, is_right, images[counts])

@@ -138,8 +138,8 @@ def detection_boxes(
         columns = results
         _check_columns(columns, set(image_ids), sources)
     else:
-        known = set(image_ids), set(category_ids)
-        raise_errors(check_results(sources.results, results, *known), _LOGGER)
+        of_gt = dataset["images"], dataset["categories"]
+        raise_errors(check_results(sources.results, results, *of_gt), _LOGGER)
         boxes = check_result_boxes(
             sources.results, results, dataset["images"], dataset["annotations"]
         )

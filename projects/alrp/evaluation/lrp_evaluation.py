@@ -85,10 +85,10 @@ class LRPEvaluator(APEvaluator):
             if "instances" not in output:
                 continue
             instances = output["instances"].to(self._cpu_device)
-            xywh = BoxMode.convert(
-                instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
-            ).numpy()
-            arrays = (xywh, instances.scores.numpy(), instances.pred_classes.numpy())
+            xywh = BoxMode.convert(instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+            # In double precision, as NumPy has no bfloat16.
+            columns = xywh.double(), instances.scores.double(), instances.pred_classes
+            arrays = tuple(column.numpy() for column in columns)
             self._predictions.append({"image_id": image["image_id"], "instances": arrays})
 
     def _eval_predictions(self, predictions, img_ids=None):

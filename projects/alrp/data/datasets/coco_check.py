@@ -30,12 +30,14 @@ class CocoSummary(NamedTuple):
         class_names: category names by ascending id; None if the file could not be understood.
         num_images: images listed.
         num_labelled: images with at least one annotation that is not a crowd.
+        labelled_classes: names of the categories with such an annotation; None if unknown.
     """
 
     findings: list[Finding]
     class_names: tuple[str, ...] | None = None
     num_images: int = 0
     num_labelled: int = 0
+    labelled_classes: frozenset[str] | None = None
 
 
 def check_coco_dataset(
@@ -67,11 +69,14 @@ def check_coco_dataset(
     images, annotations = content["images"], content.get("annotations", [])
     findings += check_images(name, images, image_folder, resizes)
     categories = sorted(content["categories"], key=lambda category: category["id"])
+    labels = [a for a in annotations if not a.get("iscrowd", 0)]
+    labelled_ids = {a["category_id"] for a in labels}
     return CocoSummary(
         findings,
         tuple(category["name"] for category in categories),
         len({image["id"] for image in images}),
-        len({a["image_id"] for a in annotations if not a.get("iscrowd", 0)}),
+        len({a["image_id"] for a in labels}),
+        frozenset(c["name"] for c in categories if c["id"] in labelled_ids),
     )
 
 

@@ -8,20 +8,27 @@ import os
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any, Iterable, Sequence
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ...coco import check_categories, check_class_names, of_classes, raise_errors
+from ...coco.findings import listed
+from ...coco.values import is_id
 from ...errors import UserError
+from ..image_files import upright_size, why_unreadable
 
 _LOGGER = logging.getLogger(__name__)
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
-def voc_to_coco(annotation_folder: str) -> dict[str, Any]:
-    """COCO annotations from the XML files of a folder; classes in the order of their names.
+def voc_to_coco(annotation_folder: str, names: Sequence[str] = ()) -> dict[str, Any]:
+    """COCO annotations from the XML files of a folder.
 
     Boxes of VOC name the first and the last pixel, counted from 1. Objects marked as difficult
     become crowds, which count neither as found nor as missed.
+
+    Args:
+        annotation_folder: of the XML files.
+        names: of the classes, by index; those of the objects in alphabetical order if left out.
 
     Raises:
         UserError: if a file lacks a field or holds a value without meaning; names file and field.
@@ -30,10 +37,19 @@ def voc_to_coco(annotation_folder: str) -> dict[str, Any]:
     if not paths:
         raise UserError(f"{annotation_folder} holds no .xml file; name the folder of annotations.")
     trees = [(path, _read_xml(path)) for path in paths]
-    names = sorted({_text(o, "name", path) for path, tree in trees for o in tree.iter("object")})
+    names = names or sorted(
+        {_text(o, "name", path) for path, tree in trees for o in tree.iter("object")}
+    )
+    if not names:
+        raise UserError(f"{annotation_folder} holds no object; name the folder of annotations.")
     images, annotations = [], []
     for path, tree in trees:
         size = [round(_number(tree, f"size/{side}", path)) for side in ("width", "height")]
+        if min(size) < 1:
+            raise UserError(
+                f"{path}: size must be the width and height of the image in pixels, but is {size}; "
+                "correct it."
+            )
         images.append((_text(tree, "filename", path), *size))
         for item in tree.iter("object"):
             x1, y1, x2, y2 = (
@@ -46,7 +62,10 @@ def voc_to_coco(annotation_folder: str) -> dict[str, Any]:
                     f"{(x1, y1, x2, y2)}; correct xmin, ymin, xmax, ymax."
                 )
             is_crowd = int(item.findtext("difficult", "0").strip() == "1")
-            annotations.append((len(images), names.index(_text(item, "name", path)), box, is_crowd))
+            name = _text(item, "name", path)
+            if name not in names:
+                raise UserError(f"{path}: {name!r} is not among --names; complete them.")
+            annotations.append((len(images), names.index(name), box, is_crowd))
     return _as_coco(names, images, annotations)
 
 
@@ -67,6 +86,7 @@ def yolo_to_coco(label_folder: str, image_folder: str, names: Sequence[str]) -> 
     paths = sorted(p for p in Path(image_folder).iterdir() if p.suffix.lower() in _SUFFIXES)
     if not paths:
         raise UserError(f"{image_folder} holds no image; name the folder of images.")
+    _check_stems(paths, label_folder)
     images, annotations = [], []
     for path in paths:
         width, height = _image_size(path)
@@ -80,6 +100,24 @@ def yolo_to_coco(label_folder: str, image_folder: str, names: Sequence[str]) -> 
             "named as the images."
         )
     return _as_coco(names, images, annotations)
+
+
+def _check_stems(images: Sequence[Path], label_folder: str) -> None:
+    """Each label file belongs to one image."""
+    by_stem: dict[str, Path] = {}
+    for path in images:
+        other = by_stem.setdefault(path.stem, path)
+        if other != path and Path(label_folder, f"{path.stem}.txt").exists():
+            raise UserError(
+                f"{other} and {path} would both get the boxes of {path.stem}.txt; leave one of "
+                "them in the folder."
+            )
+    labels = sorted(p for p in Path(label_folder).glob("*.txt") if p.stem not in by_stem)
+    lost = [p.name for p in labels if p.name != "classes.txt" and p.stat().st_size]
+    if lost:
+        _LOGGER.warning(
+            f"{len(lost)} label files have no image, and their boxes are left out: {listed(lost)}"
+        )
 
 
 def with_classes(content: dict[str, Any], names: Sequence[str], where: str) -> dict[str, Any]:
@@ -96,7 +134,7 @@ def with_classes(content: dict[str, Any], names: Sequence[str], where: str) -> d
     """
     raise_errors(check_categories(where, content), _LOGGER)
     raise_errors(check_class_names(where, content, names, key="--classes"), _LOGGER)
-    without = next((a for a in content["annotations"] if "category_id" not in a), None)
+    without = next((a for a in content["annotations"] if not is_id(a.get("category_id"))), None)
     if without is not None:
         raise UserError(f"{where}: annotation {str(without)[:200]} has no category_id; add it.")
     content = of_classes(content, names)
@@ -163,9 +201,10 @@ def _number(element: ElementTree.Element, field: str, path: Path) -> float:
 def _image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
-            return image.size
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{path} cannot be read as an image: {error}; remove it.") from error
+            return upright_size(image)
+    except (OSError, SyntaxError) as error:
+        reason = why_unreadable(path, error)
+        raise UserError(f"{path} cannot be read as an image: {reason}; remove it.") from error
 
 
 def _yolo_boxes(path: Path, num_classes: int) -> list[tuple[int, float, float, float, float]]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import os
+import unicodedata
+from collections import Counter
 from typing import Sequence
+from urllib.parse import unquote
 from PIL import Image
 
 from ...coco import Finding
 from ...coco.findings import listed
+from ..image_files import upright_size, why_unreadable
 from ..images import DEEP_FIX, TOO_LARGE_FIX, is_deep
 
 _MAX_IMAGES_OPENED = 50
 _MIN_IMAGE_SIDE = 32  # pixels; the published training set leaves smaller images out
-_EXIF_ORIENTATION = 274
-_EXIF_TRANSPOSED = (5, 6, 7, 8)  # orientations in which the loader swaps width and height
 _SAMPLE_FIXES = {
     "unreadable": "replace these files; copies may have been cut short",
     "of another size": "write the true 'width' and 'height' (after EXIF rotation)",
@@ -42,10 +44,12 @@ def check_images(
     if missing:
         what = f"{len(missing)} of {len(images)} images are missing: {listed(missing)}"
         fix = "make 'file_name' relative to the image folder, or copy the files there"
+        fix += _present_instead(missing, {image["file_name"] for image in images}, folder)
         findings.append(Finding("error", where, what, fix))
     absent = set(missing)
     present = [image for image in images if image["file_name"] not in absent]
-    return findings + _check_sizes(where, images, resizes) + _check_sample(where, present, folder)
+    findings += _check_repeated(where, images) + _check_sizes(where, images, resizes)
+    return findings + _check_sample(where, present, folder)
 
 
 def _missing(images: list[dict], folder: str) -> list[str]:
@@ -59,6 +63,39 @@ def _missing(images: list[dict], folder: str) -> list[str]:
         if file_name not in listings[parent]:
             missing.append(image["file_name"])
     return missing
+
+
+def _present_instead(missing: list[str], listed_names: set[str], folder: str) -> str:
+    """A file in the folder, or below it, that may be meant by one of the missing names."""
+    missing_by_key = {_spelling(name): name for name in reversed(missing)}
+    for parent, _, names in os.walk(folder):
+        for name in sorted(names):
+            path = os.path.relpath(os.path.join(parent, name), folder)
+            if path in listed_names or _spelling(name) not in missing_by_key:
+                continue
+            meant = missing_by_key[_spelling(name)]
+            alike = unicodedata.normalize("NFC", meant) == unicodedata.normalize("NFC", path)
+            show = ascii if alike else repr  # they differ in what cannot be seen
+            return f"; for {show(meant)} there is {show(path)}"
+    return ""
+
+
+def _spelling(name: str) -> str:
+    """Last part of a path without what tools and file systems write in several ways."""
+    last = unquote(name).replace("\\", "/").rpartition("/")[2]
+    return unicodedata.normalize("NFC", os.path.splitext(last.strip())[0]).casefold()
+
+
+def _check_repeated(where: str, images: list[dict]) -> list[Finding]:
+    """Of a file that is listed twice, the boxes of one record are background in the other."""
+    # Of one id they are the same record twice, which is an error of its own.
+    counts = Counter(name for name, _ in {(image["file_name"], image["id"]) for image in images})
+    repeated = [f"{name} ({count} times)" for name, count in counts.items() if count > 1]
+    if not repeated:
+        return []
+    what = f"{len(repeated)} files are listed as several images: {listed(repeated)}"
+    fix = "list each file once, with all of its annotations"
+    return [Finding("warning", where, what, fix)]
 
 
 def _check_sizes(
@@ -122,12 +159,9 @@ def _open_image(path: str, record: dict) -> tuple[str, str]:
             if is_deep(image):
                 return "of more than 8 bits per channel", f"Pillow's mode {image.mode!r}"
             image.load()
-            width, height = image.size
-            # Detectron2 turns photographs upright before it compares sizes.
-            if image.getexif().get(_EXIF_ORIENTATION) in _EXIF_TRANSPOSED:
-                width, height = height, width
+            width, height = upright_size(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return "unreadable", str(error)
+        return "unreadable", why_unreadable(path, error)
     if (width, height) != (record["width"], record["height"]):
         return "of another size", f"{width}x{height}, not {record['width']}x{record['height']}"
     return "", ""

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from ...coco import Finding
+from ...coco.findings import listed
 from ...data.datasets.coco_check import CocoSummary
 from ...data.datasets.coco_format import coco_format_names
 from ...data.datasets.dataset_check import check_dataset
@@ -119,8 +120,23 @@ def _check_labelled(cfg: CfgNode, summaries: list[CocoSummary]) -> list[Finding]
         what = f"no usable image: {what}" if filters else f"no positives: {what}"
         fix = "name annotation files with boxes; 'iscrowd' must be 0 for ordinary objects"
         return [Finding("error", "DATASETS.TRAIN", what, fix)]
+    findings = _check_class_labels(summaries)
     if filters and num_labelled < num_images:
         what = f"{num_images - num_labelled} of {num_images} images have no boxes and are left out"
         fix = "set DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train on them too"
-        return [Finding("warning", "DATASETS.TRAIN", what, fix)]
-    return []
+        findings.append(Finding("warning", "DATASETS.TRAIN", what, fix))
+    return findings
+
+
+def _check_class_labels(summaries: list[CocoSummary]) -> list[Finding]:
+    """Each class has a box in one of the training datasets; some tools list a class for all."""
+    labelled = [summary.labelled_classes for summary in summaries]
+    if None in labelled:
+        return []
+    names = summaries[0].class_names
+    empty = [repr(name) for name in names if name not in frozenset().union(*labelled)]
+    if not empty:
+        return []
+    what = f"{len(empty)} of {len(names)} classes have no box to learn from: {listed(empty)}"
+    fix = "name the other classes in DATASETS.CLASSES, or remove these from 'categories'"
+    return [Finding("warning", "DATASETS.TRAIN", what, fix)]
