@@ -39,6 +39,8 @@ WORKER = "DataLoader worker (pid 12) is killed by signal: Killed. "
         (OSError(errno.ENOSPC, "No space left", "/x/log"), "the disk is full (/x/log)", True),
         (OSError(errno.EDQUOT, "Quota"), "your disk quota is used up", True),
         (NoSpaceError("x cannot be written: the disk is full"), "x cannot be written", True),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to"), "the GPU has too", True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel"), "the GPU has too", True),
         (UserError("the disk is full of ghosts"), "the disk is full of ghosts", False),
         (dist.DistBackendError("store->get('0:1') timed out"), "the connection", True),
         (dist.DistBackendError("NCCL error: ncclRemoteError: A call"), "the connection", True),

@@ -98,6 +98,7 @@ LOST, MISTAKE = Failure(CONNECTION_LOST, from_outside=True), Failure("image 7 is
         ([-signal.SIGABRT, 1], [None, MISTAKE], "image 7 is empty"),
         ([1, -signal.SIGKILL], [LOST, None], "process 1 was killed (SIGKILL; out of memory?)"),
         ([1, -signal.SIGABRT], [LOST, None], "process 1 was killed (SIGABRT)"),
+        ([130, 1], [None, LOST], "process 0 was interrupted or terminated"),
         ([1, 1], [LOST, LOST], CONNECTION_LOST),
     ],
 )

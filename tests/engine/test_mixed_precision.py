@@ -56,6 +56,16 @@ def test_float16_leaves_out_an_update_that_overflows():
     assert trainer.grad_scaler.get_scale() == 2.0**12
 
 
+def test_every_optimizer_gets_gradients_without_the_scale():
+    """Also a fused one, which could undo it, but only after what else is done before its step."""
+    model, seen = Line(), []
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    optimizer.register_step_pre_hook(lambda *_: seen.append(model.layer.weight.grad.item()))
+    MixedPrecisionTrainer(model, [torch.full((1, 1), 0.5)], optimizer, "float16").train(0, 1)
+    assert seen == [0.5]
+    assert optimizer.state[model.layer.weight]["exp_avg"].item() == pytest.approx(0.05)
+
+
 @pytest.fixture
 def train(command_line, train_net, tmp_path):
     """``train(*options, KEY=VALUE...)``: loss of the last iteration."""

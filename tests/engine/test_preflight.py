@@ -215,12 +215,20 @@ def test_a_missing_gpu_is_found(cfg, for_training):
     _assert_one(cfg, "error", "MODEL.DEVICE", "no GPU", fix, for_training=for_training)
 
 
+@pytest.mark.parametrize("device", ["mps", "hpu:0", "meta", "gpu", None])
+def test_a_device_that_cannot_be_trained_on_is_found(cfg, device):
+    cfg.MODEL.DEVICE = device
+    what = f"expected cpu, cuda or cuda:N, but got {device!r}"
+    _assert_one(cfg, "error", "MODEL.DEVICE", what, "MODEL.DEVICE cpu or cuda")
+
+
 @pytest.mark.parametrize(
     ("device", "world_size", "what", "fix"),
     [
         ("cuda:7", 1, "has 2 GPU", "MODEL.DEVICE cuda"),
         ("cuda:1", 2, "2 processes", "--num-gpus 1"),
         ("cuda:0", 2, "2 processes", "--num-gpus 1"),
+        ("cpu:0", 2, "NCCL", "hide the GPUs with CUDA_VISIBLE_DEVICES="),
     ],
 )
 def test_a_gpu_that_the_processes_cannot_have_is_found(

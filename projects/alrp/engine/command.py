@@ -126,7 +126,7 @@ def _resume_hint(cfg: CfgNode | None, args) -> str:
 
 def _check(cfg: CfgNode, args, is_complete: bool, rephrase: Callable[[str], str]) -> None:
     """Everything that can be checked before a process or an output folder is made."""
-    _check_processes(cfg, args)
+    _check_processes(args)
     options = {
         "for_training": not args.eval_only,
         "world_size": world_size(args),
@@ -201,7 +201,7 @@ def _check_output_dir(output_dir: str) -> None:
             )
 
 
-def _check_processes(cfg: CfgNode, args) -> None:
+def _check_processes(args) -> None:
     """The processes asked for can be started here."""
     num_gpus, num_machines, rank = args.num_gpus, args.num_machines, args.machine_rank
     if num_gpus < 0 or num_machines < 1 or not 0 <= rank < num_machines:
@@ -214,11 +214,6 @@ def _check_processes(cfg: CfgNode, args) -> None:
     if num_gpus > torch.cuda.device_count():
         raise UserError(
             f"--num-gpus is {num_gpus}, but this machine has {torch.cuda.device_count()}; lower it."
-        )
-    if cfg.MODEL.DEVICE == "cpu":
-        raise UserError(
-            "several processes use NCCL on a machine with GPUs, but MODEL.DEVICE is cpu; hide the "
-            "GPUs with CUDA_VISIBLE_DEVICES= to run on the CPU."
         )
 
 

@@ -24,7 +24,8 @@ _CONNECTION_LOST = re.compile(
 _FROM_GLOO = re.compile(r"\[\S+\.cc:\d+\] ")
 # Other FloatingPointErrors, as of NumPy, are bugs.
 _DIVERGED = re.compile(r"Loss became infinite or NaN|Training has diverged")  # of Detectron2
-
+# Of a GPU: PyTorch's allocator, and CUDA itself.
+_NO_MEMORY = re.compile(r"CUDA (?:error: )?out of memory")
 
 _LOADER = "torch.utils.data.dataloader"
 CONNECTION_LOST = "the connection to another process was lost"
@@ -79,6 +80,9 @@ def _explain_alone(error: BaseException) -> Failure | None:
         if worker:
             how = f"{worker[1]}; " if worker[1] else ""
             return Failure(f"a loader worker was killed ({how}out of memory?)", from_outside=True)
+        if _NO_MEMORY.match(text):
+            message = f"the GPU has too little memory. PyTorch says: {text.splitlines()[0]}"
+            return Failure(message, from_outside=True)
         is_of_processes = isinstance(error, dist.DistError) or _FROM_GLOO.match(text)
         if is_of_processes and _CONNECTION_LOST.search(text):
             return Failure(CONNECTION_LOST, from_outside=True)

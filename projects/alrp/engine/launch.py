@@ -33,6 +33,8 @@ _TIME_FOR_CAUSE = 10.0
 _TIME_TO_MEET = 5.0
 # Seconds between two looks at what failed.
 _PERIOD = 0.5
+# Exit status of a process that got Ctrl-C or SIGTERM.
+_INTERRUPTED = 130
 
 
 class ProcessFailure(Exception):
@@ -140,7 +142,7 @@ def _run(local_rank: int, main: Callable, args, url: str, outcomes) -> None:
             )
         dist.destroy_process_group()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except Exception as error:
         outcomes.put((local_rank, explain(error), traceback.format_exc()))
         sys.exit(1)
@@ -213,6 +215,8 @@ def _for_other_machines(error: BaseException) -> Failure:
 
 
 def _silent_end(rank: int, exit_code: int) -> str:
+    if exit_code == _INTERRUPTED:
+        return f"process {rank} was interrupted or terminated"
     if exit_code > 0:
         return f"process {rank} ended with exit status {exit_code}"
     name = signal.Signals(-exit_code).name

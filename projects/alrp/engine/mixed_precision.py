@@ -43,7 +43,12 @@ class MixedPrecisionTrainer(AMPTrainer):
         )
 
     def run_step(self) -> None:
-        """One iteration; the parent's asks for CUDA by name."""
+        """One iteration; the parent's asks for CUDA by name.
+
+        The optimizer gets gradients without the scale, whatever it is: a fused one would undo the
+        scale inside, after a clipping that is part of its step.
+        """
+        assert self.model.training, "the model was changed to eval mode"
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
@@ -55,5 +60,6 @@ class MixedPrecisionTrainer(AMPTrainer):
         self.grad_scaler.scale(sum(losses.values())).backward()
         self.after_backward()
         self._write_metrics(losses, data_time)
+        self.grad_scaler.unscale_(self.optimizer)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()

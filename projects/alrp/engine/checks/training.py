@@ -96,11 +96,8 @@ def _check_learning_rate(cfg: CfgNode) -> list[Finding]:
 def check_device(cfg: CfgNode, *, for_training: bool, world_size: int = 1) -> list[Finding]:
     """The device is there for each process, and can do the mixed precision that is asked for."""
     name = cfg.MODEL.DEVICE
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type == "meta":
+    device = _usable_device(name)
+    if device is None:
         what = f"expected cpu, cuda or cuda:N, but got {name!r}"
         return [Finding("error", "MODEL.DEVICE", what, "set MODEL.DEVICE cpu or cuda")]
     findings, count = [], torch.cuda.device_count()
@@ -113,7 +110,11 @@ def check_device(cfg: CfgNode, *, for_training: bool, world_size: int = 1) -> li
         findings.append(Finding("error", "MODEL.DEVICE", what, "set MODEL.DEVICE cuda"))
     elif device.type == "cuda" and device.index is not None and world_size > 1:
         what = f"{name!r} is one GPU, but {world_size} processes were asked for, one for each GPU"
-        fix = "set MODEL.DEVICE cuda, or --num-gpus 1"
+        fix = "set MODEL.DEVICE cuda, or --num-gpus 1 on a single machine"
+        findings.append(Finding("error", "MODEL.DEVICE", what, fix))
+    elif device.type != "cuda" and world_size > 1 and torch.cuda.is_available():
+        what = f"{name!r} was asked for, but several processes use NCCL on a machine with GPUs"
+        fix = "set MODEL.DEVICE cuda, or hide the GPUs with CUDA_VISIBLE_DEVICES="
         findings.append(Finding("error", "MODEL.DEVICE", what, fix))
     amp = cfg.SOLVER.AMP
     if for_training and amp.ENABLED and amp.DTYPE == "float16" and device.type == "cpu":
@@ -121,3 +122,17 @@ def check_device(cfg: CfgNode, *, for_training: bool, world_size: int = 1) -> li
         fix = "set SOLVER.AMP.DTYPE bfloat16 or SOLVER.AMP.ENABLED False"
         findings.append(Finding("error", "SOLVER.AMP.DTYPE", what, fix))
     return findings
+
+
+def _usable_device(name: str) -> torch.device | None:
+    """The device of that name; None if there is none, or losses cannot be summed in float64 there.
+
+    Whether there is a GPU is not looked at, as CUDA would start in this process.
+    """
+    try:
+        device = torch.device(name)
+        if device.type != "cuda":
+            torch.zeros(1, dtype=torch.float64, device=device)
+    except Exception:  # each type of device has its own
+        return None
+    return None if device.type == "meta" else device
