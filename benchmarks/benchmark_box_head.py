@@ -17,13 +17,12 @@ from pathlib import Path
 import torch
 from measuring import MIB, device_name, markdown, random_boxes, whole_number
 
-from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_roi_heads
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 
-from alrp.config import add_alrp_config
+from alrp.config import load_config
 from alrp.memory import peak_memory
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "COCO-Detection"
@@ -55,9 +54,7 @@ def measure(name: str, num_images: int, device_name: str) -> tuple[float, float,
     """Positives and negatives per image, and MiB after forward and after backward."""
     generator = torch.Generator().manual_seed(0)
     device = torch.device(device_name)
-    cfg = get_cfg()
-    add_alrp_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / f"{name}.yaml"))
+    cfg = load_config(str(CONFIGS / f"{name}.yaml"))
     cfg.MODEL.ALRP.SELF_BALANCE.PERIOD = 1
     levels = {f"p{i}": stride for i, stride in enumerate(STRIDES, start=2)}
     shapes = {name: ShapeSpec(channels=256, stride=stride) for name, stride in levels.items()}

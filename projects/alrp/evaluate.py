@@ -15,19 +15,18 @@ import sys
 from typing import Collection
 
 from .errors import UserError
-from .evaluation.calibration import calibration_line, calibration_summary
+from .evaluation.calibration import calibration_line, summary_with_calibration
 from .evaluation.coco_input import Sources, category_names, check_ground_truth, detection_boxes
 from .evaluation.coco_matching import (
     ALL_AREAS,
     ClassMatches,
     ImageMatches,
     MatchSettings,
-    lrp_by_name,
     match_boxes_by_image,
 )
 from .evaluation.comparison import compare_lrp, comparison_table
 from .evaluation.lrp import lrp_curve
-from .evaluation.report import lrp_summary, lrp_table, write_summary
+from .evaluation.report import lrp_table, write_summary
 from .files import read_json
 
 _LOGGER = logging.getLogger(__name__)
@@ -98,35 +97,33 @@ def _run(args: argparse.Namespace) -> str:
     """What to print; files are written on the way."""
     dataset = read_json(args.ground_truth)
     check_ground_truth(dataset, Sources(args.ground_truth, args.results))
-    by_id = _matches(dataset, args.results, args)
-    _warn_of_no_match([match.matches for match in by_id.values()], args)
-    tau = args.settings.tau
-    per_class = lrp_by_name(dataset, {i: m.matches for i, m in by_id.items()}, tau)
-    names = category_names(dataset)
-    by_name = {names[i]: match for i, match in by_id.items()}
-    calibration = calibration_summary(by_name, per_class)
-    summary = {**lrp_summary(per_class), "calibration": calibration}
+    matches, tau = _matches(dataset, args.results, args), args.settings.tau
+    _warn_of_no_match([match.matches for match in matches.values()], args)
+    summary = summary_with_calibration(matches, tau)
     if args.json is not None:
         write_summary(summary, args.json)
     if args.figures:
-        _draw(by_name, args.figures, tau)
+        _draw(matches, args.figures, tau)
     report = lrp_table(summary)
-    if not math.isnan(calibration["error"]):
-        report += f"\n\n{calibration_line(calibration)}"
+    if not math.isnan(summary["calibration"]["error"]):
+        report += f"\n\n{calibration_line(summary['calibration'])}"
     if not args.compare:
         return report
-    others = {names[i]: match for i, match in _matches(dataset, args.compare, args).items()}
-    table = compare_lrp(by_name, others, tau=tau, num_samples=args.samples)
+    others = _matches(dataset, args.compare, args)
+    table = compare_lrp(matches, others, tau=tau, num_samples=args.samples)
     return (
         f"{report}\n\nfirst: {args.results}, second: {args.compare}; "
         f"below 0 the second is better\n{comparison_table(table)}"
     )
 
 
-def _matches(dataset: dict, file: str, args: argparse.Namespace) -> dict[int | str, ImageMatches]:
+def _matches(dataset: dict, file: str, args: argparse.Namespace) -> dict[str, ImageMatches]:
+    """By class name."""
     sources = Sources(args.ground_truth, file)
     detections = detection_boxes(read_json(file), dataset, sources)
-    return match_boxes_by_image(dataset, detections, args.settings)
+    by_id = match_boxes_by_image(dataset, detections, args.settings)
+    names = category_names(dataset)
+    return {names[category]: match for category, match in by_id.items()}
 
 
 def _warn_of_no_match(matches: Collection[ClassMatches], args: argparse.Namespace) -> None:

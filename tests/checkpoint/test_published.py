@@ -201,6 +201,7 @@ def test_another_number_of_classes_converts_and_is_known(model, classes):
 def test_training_state_of_this_project_is_dropped_on_the_way_back():
     state = published_to_detectron2(published_state(Model())).state
     ours = ["ranking_losses.self_balance.weight", "ranking_losses.self_balance.count"]
+    ours += ["shown.thresholds", "shown.calibration"]
     result = detectron2_to_published({**state, **dict.fromkeys(ours, torch.tensor(1))})
     assert (result.dropped, result.leftovers, result.missing) == (ours, [], [])
     assert list(result.state) == list(published_shapes(Model()))

@@ -14,7 +14,9 @@ BACKBONE_PREFIX = "backbone.bottom_up."
 # Of a timm backbone, below which it has timm's own names.
 TIMM_PREFIX = f"{BACKBONE_PREFIX}net."
 # State of models of this project beside their weights; other frameworks do not save it.
-OWN_STATE = re.compile(r"\bself_balance\.(weight|sum_cls|sum_loc|count)$|^shown\.thresholds$")
+OWN_STATE = re.compile(
+    r"\bself_balance\.(weight|sum_cls|sum_loc|count)$|^shown\.(thresholds|calibration)$"
+)
 # In the backbone of a detector but not in that of a classifier: offsets of deformable convolution,
 # and counters. Both start at 0.
 STARTS_AT_ZERO = re.compile(r"\.conv2_offset\.|\.num_batches_tracked$")

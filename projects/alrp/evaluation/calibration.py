@@ -6,7 +6,8 @@ import numpy as np
 from typing import Mapping, NamedTuple
 
 from .coco_matching import ImageMatches
-from .lrp import OptimalLRP
+from .lrp import OptimalLRP, optimal_lrp
+from .report import lrp_summary
 
 _NUM_BINS = 25
 
@@ -114,6 +115,17 @@ def calibration_summary(
         "error_calibrated": _percent(calibrated_errors),
         "per_class": fitted,
     }
+
+
+def summary_with_calibration(matches: Mapping[str, ImageMatches], tau: float) -> dict:
+    """The :func:`lrp_summary` of matches, with their :func:`calibration_summary` as "calibration".
+
+    Args:
+        matches: by class name.
+        tau: that they were matched with.
+    """
+    per_class = {name: optimal_lrp(*match.matches, tau=tau) for name, match in matches.items()}
+    return {**lrp_summary(per_class), "calibration": calibration_summary(matches, per_class)}
 
 
 def calibration_line(summary: dict) -> str:

@@ -188,13 +188,7 @@ def evaluate_lrp(
     Raises:
         UserError: on malformed input, or two classes of the same name.
     """
-    return lrp_by_name(dataset, match_detections(dataset, results, tau=tau, **match_options), tau)
-
-
-def lrp_by_name(
-    dataset: dict, matches: dict[int | str, ClassMatches], tau: float
-) -> dict[str, OptimalLRP]:
-    """Optimal LRP of every class by name, of matches by id."""
+    matches = match_detections(dataset, results, tau=tau, **match_options)
     names = category_names(dataset)
     return {names[category]: optimal_lrp(*match, tau=tau) for category, match in matches.items()}
 

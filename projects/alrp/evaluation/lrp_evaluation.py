@@ -11,10 +11,10 @@ from detectron2.structures import BoxMode
 
 from ..errors import UserError
 from .average_precision import APEvaluator
-from .calibration import calibration_line, calibration_summary
+from .calibration import calibration_line, summary_with_calibration
 from .coco_input import DetectionColumns, category_names, detection_boxes
-from .coco_matching import MatchSettings, lrp_by_name, match_boxes_by_image
-from .report import METRICS, lrp_summary, lrp_table, write_summary
+from .coco_matching import MatchSettings, match_boxes_by_image
+from .report import METRICS, lrp_table, write_summary
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ class LRPEvaluator(APEvaluator):
     which nothing was found is a prediction too: a model that finds nothing has an oLRP of 100.
 
     With ``output_dir`` the numbers, the components of every class and a calibration of its scores
-    (:func:`calibration_summary`) go to ``lrp_results.json`` there. The predictions themselves are
-    left to :class:`COCOEvaluator` to save.
+    (:func:`summary_with_calibration`) go to ``lrp_results.json`` there. The predictions are left to
+    :class:`COCOEvaluator` to save.
     """
 
     def __init__(
@@ -99,13 +99,10 @@ class LRPEvaluator(APEvaluator):
         detections = detection_boxes(self._detection_columns(predictions), dataset)
         tau = self._settings.tau
         by_id = match_boxes_by_image(dataset, detections, self._settings, img_ids)
-        per_class = lrp_by_name(dataset, {i: match.matches for i, match in by_id.items()}, tau)
-        summary = lrp_summary(per_class)
         names = category_names(dataset)
-        calibration = calibration_summary({names[i]: m for i, m in by_id.items()}, per_class)
-        summary["calibration"] = calibration
+        summary = summary_with_calibration({names[i]: m for i, m in by_id.items()}, tau)
         _LOGGER.info(f"LRP error of boxes at tau {tau:g}:\n{lrp_table(summary)}")
-        _LOGGER.info(calibration_line(calibration))
+        _LOGGER.info(calibration_line(summary["calibration"]))
         if self._lrp_output_dir:
             os.makedirs(self._lrp_output_dir, exist_ok=True)
             write_summary(summary, os.path.join(self._lrp_output_dir, "lrp_results.json"))
