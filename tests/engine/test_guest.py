@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 from helpers.plain_training import SELF_BALANCE, tiny_config, train_beside_another
+from helpers.processes import run_two
 
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
@@ -19,11 +20,7 @@ from alrp.errors import UserError
 @pytest.fixture(scope="module")
 def states(shapes, tmp_path_factory):
     """For each of two processes, the state of the model without and with a validation hook."""
-    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
-        pytest.skip("this PyTorch has no Gloo")
-    folder = tmp_path_factory.mktemp("plain")
-    torch.multiprocessing.spawn(train_beside_another, (2, str(folder), str(shapes)), nprocs=2)
-    return [torch.load(folder / f"rank{rank}.pth") for rank in range(2)]
+    return run_two(train_beside_another, tmp_path_factory.mktemp("plain"), str(shapes))
 
 
 @pytest.mark.parametrize("hook", ["validate_without_gradients", "validate_paused"])

@@ -10,11 +10,12 @@ from helpers.gloo_worker import gloo_group
 
 from detectron2.modeling import build_model
 
-# Base configuration -> node of MODEL, and the options of its models by name.
+# Base configuration -> node of MODEL.
 BASES = {
     "Base-ALRP-RetinaNet.yaml": "RETINANET",
     "Base-FoveaBox.yaml": "FOVEABOX",
 }
+# Options of the models of each base.
 RETINANETS = {
     "alrp_ATSS": {"MODEL.ALRP.LOSS_TYPE": "alrp", "MODEL.ALRP.MATCHER": "ATSS"},
     "alrp_max_iou": {"MODEL.ALRP.LOSS_TYPE": "alrp", "MODEL.ALRP.MATCHER": "max_iou"},
@@ -29,6 +30,15 @@ RETINANETS = {
     },
 }
 FOVEABOXES = {name: {"MODEL.ALRP.LOSS_TYPE": name} for name in ("alrp", "ap", "rs", "focal")}
+# All of them by name.
+MODELS = {
+    f"{detector}_{name}": (base, options)
+    for detector, base, variants in zip(("retinanet", "foveabox"), BASES, (RETINANETS, FOVEABOXES))
+    for name, options in variants.items()
+}
+# Name and number of classes of the models that two processes train.
+IN_TWO_PROCESSES = [(name, 3) for name in MODELS]
+IN_TWO_PROCESSES += [("retinanet_alrp_ATSS", 1), ("foveabox_alrp", 1)]
 
 
 def small_config(base, num_classes=3, **overrides):
@@ -40,18 +50,19 @@ def small_model(base, num_classes=3, **overrides):
     return build_model(small_config(base, num_classes, **overrides))
 
 
-def in_two_processes(variants):
-    """Name and number of classes of the models that two processes train."""
-    return [*((name, 3) for name in variants), (next(iter(variants)), 1)]
+def small_named(name, num_classes=3, **overrides):
+    """The model of an entry of MODELS."""
+    base, options = MODELS[name]
+    return small_model(base, num_classes, **options, **overrides)
 
 
-def train_beside_another_rank(rank, world_size, folder, base, variants):
+def train_beside_another_rank(rank, world_size, folder):
     """Train each model on this rank's half of the edge batches; write what came out."""
     with gloo_group(rank, world_size, folder):
         results = {
             (name, num_classes): train_on_edge_batches(
-                small_model(base, num_classes, **variants[name], **NARROW_RESNET), rank, num_classes
+                small_named(name, num_classes, **NARROW_RESNET), rank, num_classes
             )
-            for name, num_classes in in_two_processes(variants)
+            for name, num_classes in IN_TWO_PROCESSES
         }
     torch.save(results, Path(folder) / f"rank{rank}.pth")

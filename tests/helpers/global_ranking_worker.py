@@ -72,7 +72,7 @@ def loss_and_gradients(loss: str, share: tuple[Tensor, Tensor, Tensor], group) -
     }
 
 
-def bridge_losses(rank: int, world_size: int, self_balance: SelfBalance | None = None) -> dict:
+def bridge_losses(rank: int, self_balance: SelfBalance | None = None) -> dict:
     """Losses of the bridge over all processes, on rows that depend on the process."""
     generator = torch.Generator().manual_seed(rank)
     gt_classes = torch.tensor([0, 2, 3, 3, 1, -1, 3][rank:])
@@ -94,7 +94,7 @@ def run_shares(rank: int, world_size: int, folder: str, backend: str) -> None:
             for name in names
             for loss in LOSSES
         }
-        results["bridge"] = bridge_losses(rank, world_size)
+        results["bridge"] = bridge_losses(rank)
         results["refused"] = [refused(loss, rank) for loss in LOSSES]
         torch.save(results, Path(folder) / f"rank{rank}.pth")
 

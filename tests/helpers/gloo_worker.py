@@ -55,7 +55,7 @@ def gloo_group(rank: int, world_size: int, folder: str):
         dist.destroy_process_group()
 
 
-def train_with_validation(balance: SelfBalance, rank: int, world_size: int, passes: int) -> dict:
+def train_with_validation(balance: SelfBalance, rank: int, passes: int) -> dict:
     """State after steps of the bridge, ranked over all processes, and validation passes between.
 
     The passes are in training mode without gradients, ``passes * rank`` after each step, so their
@@ -64,21 +64,18 @@ def train_with_validation(balance: SelfBalance, rank: int, world_size: int, pass
     from helpers.global_ranking_worker import bridge_losses
 
     for _ in range(PERIOD + 1):
-        losses = bridge_losses(rank, world_size, balance)
+        losses = bridge_losses(rank, balance)
         assert all(value > 0 for value in losses.values())
         with torch.no_grad():
             for _ in range(passes * rank):
-                bridge_losses(rank, world_size, balance)
+                bridge_losses(rank, balance)
     return balance.state_dict()
 
 
 def validate_unevenly(rank: int, world_size: int, folder: str) -> None:
     """Write the states after a training with validation passes, and after one without."""
     with gloo_group(rank, world_size, folder):
-        states = [
-            train_with_validation(SelfBalance(PERIOD), rank, world_size, passes)
-            for passes in (2, 0)
-        ]
+        states = [train_with_validation(SelfBalance(PERIOD), rank, passes) for passes in (2, 0)]
         torch.save(states, Path(folder) / f"rank{rank}.pth")
 
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
-from typing import Callable
+from pathlib import Path
+from typing import Any, Callable
+import torch
 from torch.multiprocessing import start_processes
 
 
-def run_two(function: Callable, *args) -> None:
-    """Run ``function(rank, 2, *args)`` in two processes; an exception in one of them is raised."""
+def run_two(function: Callable, folder: Path, *args) -> list[Any]:
+    """What ``function(rank, 2, str(folder), *args)`` writes to ``rank{rank}.pth`` in the folder.
+
+    It runs in two processes; an exception in one of them is raised.
+    """
     multiprocessing.set_forkserver_preload(["alrp.engine"])  # once; the server stays
-    start_processes(function, (2, *args), nprocs=2, start_method="forkserver")
+    args = (2, str(folder), *args)
+    start_processes(function, args, nprocs=2, start_method="forkserver")
+    return [torch.load(folder / f"rank{rank}.pth") for rank in range(2)]

@@ -6,22 +6,15 @@ import copy
 import pytest
 import torch
 from helpers import dense_worker
-from helpers.dense_worker import RETINANETS, in_two_processes, train_beside_another_rank
 from helpers.detectors import (
-    NARROW_RESNET,
     USUAL,
     NoBackbone,
-    assert_all_gradients_finite,
-    assert_trained_alike,
-    detect_at_twice_the_size,
-    edge_batch,
     golden_gradient_errors,
     golden_instances,
     golden_predictions,
     image,
     train_step,
 )
-from helpers.processes import run_two
 from torch import nn
 from torch.testing import assert_close
 
@@ -154,28 +147,6 @@ def test_anchor_generator_of_the_config_gives_the_published_anchors(golden, name
     assert_close(anchors, torch.from_numpy(case["anchors"]), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("num_classes", [1, 3, 1203])
-@pytest.mark.parametrize("name", RETINANETS)
-def test_every_parameter_gets_a_finite_gradient(num_classes, name):
-    model = small_model(num_classes, **RETINANETS[name])
-    losses, _ = train_step(model, edge_batch("one_image_empty", num_classes))
-    assert set(losses) == {"loss_cls", "loss_box_reg"}
-    assert all(loss.dim() == 0 and loss.isfinite() for loss in losses.values())
-    assert_all_gradients_finite(model)
-    assert model.head.cls_score.weight.grad.abs().sum() > 0
-    assert model.head.bbox_pred.weight.grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize("name", RETINANETS)
-def test_ground_truth_of_extreme_size_trains_through(name):
-    model = small_model(**RETINANETS[name])
-    batch = edge_batch("smaller_than_a_cell_and_larger_than_the_image", 3)
-    losses, storage = train_step(model, batch)
-    assert storage.latest()["num_pos_anchors"][0] > 0
-    assert all(loss.isfinite() and loss > 0 for loss in losses.values())
-    assert_all_gradients_finite(model)
-
-
 def test_a_batch_without_positives_trains_through_with_zero_gradients():
     model = small_model()
     losses, _ = train_step(model, [image(64, 96), image(64, 64)])
@@ -199,17 +170,6 @@ def test_anchors_beyond_the_own_padding_of_an_image_are_ignored():
     outside = (centers[:, 0] > 95.5) | (centers[:, 1] > 95.5)
     assert torch.equal(labels[0] == -1, outside)
     assert outside.any() and (labels[0] == 1).any()
-
-
-def test_events_hold_the_weight_and_the_unweighted_loss():
-    losses, storage = train_step(small_model(), BATCH, start_iter=19)
-    latest = {name: value for name, (value, _) in storage.latest().items()}
-    assert latest["alrp/self_balance_weight"] == 50.0
-    unweighted = losses["loss_cls"] + losses["loss_box_reg"] / 50.0
-    assert latest["alrp/loss"] == pytest.approx(unweighted.item(), rel=1e-5)
-    assert latest["alrp/precision"] == pytest.approx(1 - losses["loss_cls"].item(), rel=1e-5)
-    assert 0 < latest["alrp/loc_error"] < 2
-    assert latest["num_pos_anchors"] > 0
 
 
 def test_a_validation_loss_in_training_mode_leaves_no_events_and_no_state():
@@ -250,15 +210,6 @@ def test_self_balance_can_be_switched_off():
     assert_close(50 * losses["loss_box_reg"], balanced["loss_box_reg"])
 
 
-def test_losses_under_autocast_are_float32_and_close():
-    exact, _ = train_step(small_model(), BATCH)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses, _ = train_step(small_model(), BATCH)
-    for name, loss in losses.items():
-        assert loss.dtype == torch.float32
-        assert_close(loss, exact[name], rtol=0.05, atol=0.0)
-
-
 @pytest.mark.parametrize("broken", ["cls_score", "bbox_pred"])
 def test_nan_weights_are_named(broken):
     model = small_model()
@@ -280,16 +231,6 @@ def test_an_unknown_choice_lists_the_choices(key, value):
         ValueError, match=f'MODEL.ALRP.{key} must be ".*" or ".*", but is "{value}"'
     ):
         small_model(**{f"MODEL.ALRP.{key}": value})
-
-
-def test_inference_gives_clipped_boxes_of_the_original_size():
-    model = small_model().eval()
-    nn.init.normal_(model.head.cls_score.weight, std=1.0)
-    nn.init.normal_(model.head.bbox_pred.weight, std=1.0)
-    instances = detect_at_twice_the_size(model)
-    boxes = instances.pred_boxes.tensor
-    assert (boxes[:, 2] <= 192).all() and (boxes[:, 3] <= 128).all()
-    assert (instances.scores > 0.05).all()
 
 
 def test_all_classes_of_the_best_anchors_pass_and_boxes_are_clipped_before_nms():
@@ -345,23 +286,3 @@ def test_p7_sees_p6_without_relu():
     p6, p7 = block(c5)
     assert (p6 < 0).any()
     assert_close(p7, block.p7(p6))
-
-
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    """Per rank, per model: what training on the edge batches gave."""
-    folder = tmp_path_factory.mktemp("gloo")
-    run_two(train_beside_another_rank, str(folder), BASE, RETINANETS)
-    return [torch.load(folder / f"rank{rank}.pth") for rank in range(2)]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name, num_classes", in_two_processes(RETINANETS))
-def test_two_processes_train_through_edge_batches(two_processes, name, num_classes):
-    ranks = [results[name, num_classes] for results in two_processes]
-    assert_trained_alike(ranks, small_model(num_classes, **RETINANETS[name], **NARROW_RESNET))
-    _, _, state = ranks[0]
-    if name.startswith("alrp"):
-        # Two of the first three steps have positives on either rank and end the period of 2.
-        assert state["ranking_losses.self_balance.count"] == 1
-        assert state["ranking_losses.self_balance.weight"] != 50.0

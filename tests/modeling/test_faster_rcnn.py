@@ -142,9 +142,7 @@ def test_losses_under_autocast_are_float32_and_close():
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     """Per rank, per model: what training on the edge batches gave."""
-    folder = tmp_path_factory.mktemp("gloo")
-    run_two(train_beside_another_rank, str(folder))
-    return [torch.load(folder / f"rank{rank}.pth") for rank in range(2)]
+    return run_two(train_beside_another_rank, tmp_path_factory.mktemp("gloo"))
 
 
 @pytest.mark.slow

@@ -5,22 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import dense_worker
-from helpers.dense_worker import FOVEABOXES, in_two_processes, train_beside_another_rank
 from helpers.detectors import (
-    NARROW_RESNET,
     USUAL,
     NoBackbone,
     assert_all_gradients_finite,
-    assert_trained_alike,
-    detect_at_twice_the_size,
-    edge_batch,
     golden_gradient_errors,
     golden_instances,
     golden_predictions,
     image,
     train_step,
 )
-from helpers.processes import run_two
 from torch import nn
 from torch.testing import assert_close
 
@@ -130,18 +124,6 @@ def test_published_losses_and_gradients(golden, name):
     assert max(golden_gradient_errors(case, predictions)) < 1e-5
 
 
-@pytest.mark.parametrize("num_classes", [1, 80, 1203])
-@pytest.mark.parametrize("loss_type", LOSSES)
-def test_every_parameter_gets_a_finite_gradient(num_classes, loss_type):
-    model = small_model(num_classes, **{"MODEL.ALRP.LOSS_TYPE": loss_type})
-    losses, storage = train_step(model, [image(64, 96, USUAL, [0, num_classes - 1]), BATCH[1]])
-    assert set(losses) == {"loss_cls", "loss_box_reg"}
-    assert all(loss.dim() == 0 and 0 < loss.item() < 1e4 for loss in losses.values())
-    assert_all_gradients_finite(model)
-    assert model.head.cls_score.weight.grad.any() and model.head.bbox_pred.weight.grad.any()
-    assert storage.latest()["num_pos_anchors"][0] > 0
-
-
 @pytest.mark.parametrize("loss_type", LOSSES)
 @pytest.mark.parametrize(
     "batch",
@@ -160,18 +142,6 @@ def test_a_batch_without_positives_trains_through(loss_type, batch):
     assert_all_gradients_finite(model)
     assert not model.head.bbox_pred.weight.grad.any()
     assert model.head.cls_score.weight.grad.any() == (loss_type == "focal")
-
-
-@pytest.mark.parametrize("loss_type", LOSSES)
-@pytest.mark.parametrize(
-    "box", [[18, 18, 22, 22], [-500, -500, 900, 900], [0, 0, 96, 64]], ids=["tiny", "huge", "image"]
-)
-def test_ground_truth_of_extreme_size_trains_through(loss_type, box):
-    model = small_model(**{"MODEL.ALRP.LOSS_TYPE": loss_type})
-    losses, storage = train_step(model, [image(64, 96, [box], [1])])
-    assert storage.latest()["num_pos_anchors"][0] > 0
-    assert all(loss.isfinite() and loss > 0 for loss in losses.values())
-    assert_all_gradients_finite(model)
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
@@ -195,14 +165,6 @@ def test_overflowing_boxes_of_negative_cells_do_not_matter(golden, loss_type, va
     assert gradients[0].any() and torch.equal(gradients[0], gradients[1])
 
 
-def test_events_hold_the_weight_and_the_unweighted_loss():
-    losses, storage = train_step(small_model(), BATCH, start_iter=19)
-    latest = {name: value for name, (value, _) in storage.latest().items()}
-    assert latest["alrp/self_balance_weight"] == 50.0
-    unweighted = losses["loss_cls"] + losses["loss_box_reg"] / 50.0
-    assert latest["alrp/loss"] == pytest.approx(unweighted.item(), rel=1e-5)
-
-
 def test_the_focal_loss_is_divided_by_positives_and_images_and_smooth_l1_by_positives():
     losses = FocalHeadLosses(num_classes=2, alpha=0.4, gamma=1.5, smooth_l1_beta=0.11)
     # The third row is ignored. At logit 0 an entry costs (1/2)^1.5 log 2, times alpha or 1 - alpha.
@@ -212,29 +174,6 @@ def test_the_focal_loss_is_divided_by_positives_and_images_and_smooth_l1_by_posi
     entry = 0.5**1.5 * torch.tensor(2.0).log()
     assert_close(result["loss_cls"], (0.4 + 3 * 0.6) * entry / (1 + 3))
     assert_close(result["loss_box_reg"], torch.tensor(1 + 2 - 0.11 + 0.5 * 0.05**2 / 0.11))
-
-
-@pytest.mark.parametrize("loss_type", LOSSES)
-def test_losses_under_autocast_are_float32_and_close(loss_type):
-    overrides = {"MODEL.ALRP.LOSS_TYPE": loss_type}
-    exact, _ = train_step(small_model(**overrides), BATCH)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses, _ = train_step(small_model(**overrides), BATCH)
-    for name, loss in losses.items():
-        assert loss.dtype == torch.float32
-        assert_close(loss, exact[name], rtol=0.05, atol=0.0)
-
-
-def test_inference_gives_clipped_boxes_of_the_original_size():
-    model = small_model().eval()
-    nn.init.normal_(model.head.cls_score.weight, std=1.0)
-    nn.init.normal_(model.head.bbox_pred.weight, std=1.0)
-    instances = detect_at_twice_the_size(model)
-    boxes = instances.pred_boxes.tensor
-    # The last pixels of 96 x 64 are 95 and 63.
-    assert (boxes[:, 2] <= 190).all() and (boxes[:, 3] <= 126).all()
-    assert (boxes[:, 2] == 190).any() or (boxes[:, 3] == 126).any()
-    assert (instances.scores > 0.05).all()
 
 
 def test_of_each_level_the_best_cells_pass_with_all_their_classes():
@@ -299,51 +238,3 @@ def test_the_defaults_of_the_config_are_published():
     assert fovea.SCALE_RANGES == [[1, 64], [32, 128], [64, 256], [128, 512], [256, 2048]]
     assert (fovea.FOCAL_LOSS_ALPHA, fovea.FOCAL_LOSS_GAMMA) == (0.4, 1.5)
     assert (fovea.NUM_CONVS, fovea.NORM, fovea.PRIOR_PROB) == (4, "", 0.01)
-
-
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    """Per rank, per model: what training on the edge batches gave."""
-    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
-        pytest.skip("this PyTorch has no Gloo")
-    folder = tmp_path_factory.mktemp("gloo")
-    run_two(train_beside_another_rank, str(folder), BASE, FOVEABOXES)
-    return [torch.load(folder / f"rank{rank}.pth", weights_only=True) for rank in range(2)]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name, num_classes", in_two_processes(FOVEABOXES))
-def test_two_processes_train_through_edge_batches(two_processes, name, num_classes):
-    ranks = [results[name, num_classes] for results in two_processes]
-    assert_trained_alike(ranks, small_model(num_classes, **FOVEABOXES[name], **NARROW_RESNET))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FOVEABOXES)
-def test_two_processes_step_together_if_one_has_no_ground_truth(two_processes, name):
-    (losses, gradients, _), (empty_losses, empty_gradients, _) = (x[name, 3] for x in two_processes)
-    assert losses["loss_box_reg"] > 0 and empty_losses["loss_box_reg"] == 0
-    assert_close(gradients, empty_gradients, rtol=0, atol=0)
-    assert gradients["head.bbox_pred.weight"].any()
-
-    model = small_model(**FOVEABOXES[name], **NARROW_RESNET)
-    train_step(model, edge_batch("one_image_empty", 3)[:1])
-    # Gradients are averaged, and those of the empty rank are 0.
-    assert_close(gradients["head.bbox_pred.weight"], model.head.bbox_pred.weight.grad / 2)
-
-
-@pytest.mark.parametrize(
-    "key, value, message",
-    [
-        ("NMS_THRESH_TEST", -1.0, "NMS threshold.*-1.0"),
-        ("NMS_THRESH_TEST", 1.5, "NMS threshold.*1.5"),
-        ("SCORE_THRESH_TEST", float("nan"), "score threshold.*nan"),
-        ("TOPK_CANDIDATES_TEST", 0, "candidates.*0"),
-    ],
-)
-@pytest.mark.parametrize("base, node", dense_worker.BASES.items())
-def test_options_of_inference_that_would_lose_or_double_detections_are_refused(
-    base, node, key, value, message
-):
-    with pytest.raises(ValueError, match=message):
-        dense_worker.small_model(base, **{f"MODEL.{node}.{key}": value})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from helpers.global_models import BATCH, NAMES, build, losses_and_gradients, train_on_own_image
 from helpers.processes import run_two
 from torch.testing import assert_close
@@ -12,9 +11,7 @@ from torch.testing import assert_close
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     """Per rank, per model: losses and gradients."""
-    folder = tmp_path_factory.mktemp("gloo")
-    run_two(train_on_own_image, str(folder))
-    return [torch.load(folder / f"rank{rank}.pth") for rank in range(2)]
+    return run_two(train_on_own_image, tmp_path_factory.mktemp("gloo"))
 
 
 @pytest.mark.slow
