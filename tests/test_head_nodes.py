@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 
-from alrp.config import add_alrp_config
+from alrp.config import load_config
 from alrp.engine import setup_config
 from alrp.errors import UserError
 from alrp.head_nodes import head_node
@@ -44,9 +43,7 @@ def own_architectures():
 
 
 def config(architecture, **keys):
-    cfg = get_cfg()
-    add_alrp_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / "Base-COCO.yaml"))
+    cfg = load_config(str(CONFIGS / "Base-COCO.yaml"))
     cfg.MODEL.META_ARCHITECTURE = architecture
     cfg.merge_from_list(["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64])
     cfg.merge_from_list([x for pair in keys.items() for x in pair])

@@ -9,7 +9,6 @@ from helpers.published_model import listed
 from helpers.published_shapes import MODELS, Model, published_shapes, published_state
 from torch.testing import assert_close
 
-from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_anchor_generator, build_model
 
@@ -21,7 +20,7 @@ from alrp.checkpoint.published import (
     published_to_detectron2,
 )
 from alrp.checkpoint.resnet import imagenet_to_detectron2
-from alrp.config import add_alrp_config
+from alrp.config import load_config
 from alrp.errors import UserError
 
 CONFIGS = "configs/COCO-Detection"
@@ -29,9 +28,7 @@ each_row = pytest.mark.parametrize("row", list(MODELS))
 
 
 def config(row):
-    cfg = get_cfg()
-    add_alrp_config(cfg)
-    cfg.merge_from_file(f"{CONFIGS}/{row}.yaml")
+    cfg = load_config(f"{CONFIGS}/{row}.yaml")
     return cfg
 
 

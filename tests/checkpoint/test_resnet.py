@@ -7,11 +7,10 @@ import torch
 import torchvision
 from torch.testing import assert_close
 
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 from alrp.checkpoint.resnet import is_torchvision_resnet, torchvision_to_detectron2
-from alrp.config import add_alrp_config
+from alrp.config import load_config
 from alrp.engine import CheckedCheckpointer
 from alrp.errors import UserError
 
@@ -60,9 +59,7 @@ def test_nothing_is_left_over_of_a_torchvision_model(name):
 
 
 def detector(depth=50, **overrides):
-    cfg = get_cfg()
-    add_alrp_config(cfg)
-    cfg.merge_from_file("configs/Base-ALRP-RetinaNet.yaml")
+    cfg = load_config("configs/Base-ALRP-RetinaNet.yaml")
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.FPN.OUT_CHANNELS = 8
     cfg.MODEL.RETINANET.NUM_CONVS = 1

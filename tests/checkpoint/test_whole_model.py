@@ -19,13 +19,13 @@ from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes, ImageList, Instances
 
-from alrp.config import add_alrp_config
+from alrp.config import load_config
 from alrp.data.dataset_mapper import build_mapper
 from alrp.engine import CheckedCheckpointer
 
@@ -48,9 +48,7 @@ def convert_and_load(tool, case, folder):
     published, file = folder / "published.pth", folder / "converted.pth"
     torch.save({"meta": {"CLASSES": ("person",)}, "state_dict": weights(case)}, published)
     assert tool.main([str(published), str(file)]) == 0
-    cfg = get_cfg()
-    add_alrp_config(cfg)
-    cfg.merge_from_file(str(ROOT / "configs" / "COCO-Detection" / f"{ROWS[case]}.yaml"))
+    cfg = load_config(str(ROOT / "configs" / "COCO-Detection" / f"{ROWS[case]}.yaml"))
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg).eval()
     CheckedCheckpointer(model).load(str(file))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import pytest
 
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from alrp.config import add_alrp_config
+from alrp.config import load_config
 from alrp.data.datasets.coco_format import class_names, coco_format_names, register_coco_format
 from alrp.data.datasets.shapes import make_shapes_dataset
 from alrp.errors import UserError
@@ -26,8 +25,7 @@ def _forget_registered_names():
 
 
 def _cfg(*entries):
-    cfg = get_cfg()
-    add_alrp_config(cfg)
+    cfg = load_config("")
     cfg.DATASETS.COCO_FORMAT = list(entries)
     return cfg
 

@@ -13,13 +13,12 @@ import torch
 from helpers.published_model import published_image
 from PIL import Image
 
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 
-from alrp.config import add_alrp_config
+from alrp.config import load_config
 from alrp.data.augmentation import (
     BilinearResizeTransform,
     Expand,
@@ -42,8 +41,7 @@ def _seed():
 
 @pytest.fixture
 def cfg():
-    cfg = get_cfg()
-    add_alrp_config(cfg)
+    cfg = load_config("")
     cfg.INPUT.AUGMENTATION = "published"
     cfg.INPUT.SQUARE_SIZE_TRAIN = 128
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 500, 833
@@ -292,8 +290,7 @@ def test_test_images_need_no_annotations_and_no_size(cfg, record_of):
 
 
 def test_the_stock_mapper_is_the_default_and_names_an_image_it_cannot_read(tmp_path):
-    cfg = get_cfg()
-    add_alrp_config(cfg)
+    cfg = load_config("")
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     for is_train in (True, False):

@@ -12,9 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from detectron2.config import get_cfg
-
-from alrp.config import add_alrp_config
+from alrp.config import load_config
 from alrp.engine.failures import explain, one_message
 from alrp.engine.lazy import _LazyTrainer
 from alrp.errors import NoSpaceError, UserError
@@ -67,8 +65,7 @@ class _FillsTheMemory(nn.Module):
     ],
 )
 def test_too_little_memory_of_a_gpu_has_a_remedy(size, message):
-    cfg = get_cfg()
-    add_alrp_config(cfg)
+    cfg = load_config("")
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MICRO_BATCH_SIZE = 9, size
     trainer = _LazyTrainer(_FillsTheMemory(), [[]], None)
     trainer.cfg = cfg

@@ -7,17 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from detectron2.config import get_cfg
-
-from alrp.config import add_alrp_config
+from alrp.config import load_config
 from alrp.engine import Trainer
 
 OPTIMIZERS = ["SGD", "AdamW"]
 
 
 def build(model, optimizer, clip_type, *, amp=False):
-    cfg = get_cfg()
-    add_alrp_config(cfg)
+    cfg = load_config("")
     cfg.SOLVER.OPTIMIZER, cfg.SOLVER.AMP.ENABLED = optimizer, amp
     cfg.SOLVER.BASE_LR, cfg.SOLVER.MOMENTUM = 1.0, 0.0
     cfg.SOLVER.WEIGHT_DECAY = cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from alrp.coco import Finding
-from alrp.config import add_alrp_config
+from alrp.config import load_config
 from alrp.data.datasets.coco_format import register_coco_format
 from alrp.engine.checks import check_datasets
 
@@ -66,8 +65,7 @@ def val(tmp_path) -> Dataset:
 @pytest.fixture
 def cfg(train, val):
     """A config of ours with both datasets, in which there is nothing to find."""
-    cfg = get_cfg()
-    add_alrp_config(cfg)
+    cfg = load_config("")
     cfg.MODEL.META_ARCHITECTURE = "ALRPRetinaNet"
     cfg.MODEL.RETINANET.NUM_CLASSES = 2
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (TRAIN,), (VAL,)

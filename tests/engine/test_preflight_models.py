@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from detectron2.config import LazyCall, LazyConfig, configurable, get_cfg
+from detectron2.config import LazyCall, LazyConfig, configurable
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
     PROPOSAL_GENERATOR_REGISTRY,
@@ -19,7 +19,7 @@ from detectron2.modeling import (
 )
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 
-from alrp.config import add_alrp_config
+from alrp.config import load_config
 from alrp.data.datasets.coco_format import register_coco_format
 from alrp.engine import Trainer
 from alrp.engine.checks import check_config, published_learning_rate
@@ -33,9 +33,7 @@ ROWS = sorted(path.stem for path in (CONFIGS / "COCO-Detection").glob("*.yaml"))
 
 
 def load_yaml(name):
-    cfg = get_cfg()
-    add_alrp_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / f"{name}.yaml"))
+    cfg = load_config(str(CONFIGS / f"{name}.yaml"))
     return cfg
 
 

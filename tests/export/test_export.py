@@ -7,12 +7,11 @@ from helpers.detectors import image, small_config
 from helpers.rcnn_models import small_rcnn
 from torchvision.ops import deform_conv2d
 
-from detectron2.config import get_cfg
 from detectron2.export import TracingAdapter, scripting_with_instances
 from detectron2.modeling import GeneralizedRCNN, build_model, detector_postprocess
 from detectron2.structures import Boxes, Instances
 
-from alrp.config import add_alrp_config
+from alrp.config import load_config
 from alrp.errors import UserError
 from alrp.export import TracedDetector, compare_detections, load_onnx, load_torchscript
 
@@ -97,8 +96,7 @@ def test_scripting_is_refused_by_name(name):
 
 def c4_rcnn():
     """A small Faster R-CNN without an FPN, as TridentNet is, whose proposals come from ALRPRPN."""
-    cfg = get_cfg()
-    add_alrp_config(cfg)
+    cfg = load_config("")
     small = {"DEPTH": 50, "STEM_OUT_CHANNELS": 8, "RES2_OUT_CHANNELS": 16, "WIDTH_PER_GROUP": 4}
     keys = {f"MODEL.RESNETS.{key}": value for key, value in small.items()}
     keys |= {"MODEL.DEVICE": "cpu", "MODEL.PROPOSAL_GENERATOR.NAME": "ALRPRPN"}

@@ -7,13 +7,12 @@ from pathlib import Path
 import torch
 from torch.testing import assert_close
 
-from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import Backbone
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from alrp.config import add_alrp_config
+from alrp.config import load_config
 from alrp.engine.trainer import distribute
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -46,9 +45,7 @@ def small_config(base, head, num_classes, **overrides):
         num_classes: K.
         overrides: values by config key.
     """
-    cfg = get_cfg()
-    add_alrp_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / base))
+    cfg = load_config(str(CONFIGS / base))
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.RESNETS.DEPTH = 18

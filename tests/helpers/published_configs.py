@@ -7,10 +7,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling import build_model
 
-from alrp.config import add_alrp_config
+from alrp.config import load_config
 from alrp.engine.lazy import set_lazy_self_balance_period
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -81,9 +81,7 @@ def _file(name, suffix):
 
 
 def load_yaml(name):
-    cfg = get_cfg()
-    add_alrp_config(cfg)
-    cfg.merge_from_file(_file(name, ".yaml"))
+    cfg = load_config(_file(name, ".yaml"))
     return cfg
 
 

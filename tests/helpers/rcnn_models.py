@@ -7,11 +7,10 @@ import torch
 from helpers.detectors import NARROW_RESNET, USUAL, image, train_on_edge_batches
 from helpers.gloo_worker import gloo_group
 
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks
 
-from alrp.config import add_alrp_config
+from alrp.config import load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NAMES = {
@@ -27,9 +26,7 @@ NAMES = {
 
 def small_rcnn(name, num_classes=3, **overrides):
     """A published configuration with narrow layers and few proposals."""
-    cfg = get_cfg()
-    add_alrp_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / f"{NAMES[name]}.yaml"))
+    cfg = load_config(str(CONFIGS / f"{NAMES[name]}.yaml"))
     keys = {
         "MODEL.DEVICE": "cpu",
         "MODEL.WEIGHTS": "",

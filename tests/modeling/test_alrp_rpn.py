@@ -9,14 +9,13 @@ from helpers.detectors import USUAL, golden_gradient_errors, golden_predictions,
 from torch import nn
 from torch.testing import assert_close
 
-from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 
-from alrp.config import add_alrp_config
+from alrp.config import load_config
 from alrp.errors import UserError
 from alrp.losses import SelfBalance
 from alrp.modeling import (
@@ -193,9 +192,7 @@ def test_proposals_are_exact_in_half_precision():
 
 
 def rpn_config(**overrides):
-    cfg = get_cfg()
-    add_alrp_config(cfg)
-    cfg.merge_from_file("configs/Base-ALRP-RCNN-FPN.yaml")
+    cfg = load_config("configs/Base-ALRP-RCNN-FPN.yaml")
     cfg.MODEL.DEVICE = "cpu"
     cfg.merge_from_list([x for pair in overrides.items() for x in pair])
     return cfg
@@ -234,8 +231,7 @@ def test_ap_loss_can_train_the_rpn():
 
 @pytest.mark.parametrize("dilation", [1, 2], ids=["C4", "DC5"])
 def test_a_detector_without_an_fpn_trains_a_step(dilation):
-    cfg = get_cfg()
-    add_alrp_config(cfg)
+    cfg = load_config("")
     small = {"DEPTH": 50, "STEM_OUT_CHANNELS": 8, "RES2_OUT_CHANNELS": 16, "WIDTH_PER_GROUP": 4}
     cfg.merge_from_list([x for k, v in small.items() for x in (f"MODEL.RESNETS.{k}", v)])
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.PROPOSAL_GENERATOR.NAME", "ALRPRPN"])

@@ -7,10 +7,9 @@ import torch
 from torch.testing import assert_close
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
-from detectron2.config import get_cfg
 from detectron2.utils.events import EventStorage
 
-from alrp.config import add_alrp_config
+from alrp.config import load_config
 from alrp.errors import UserError
 from alrp.losses import SelfBalance
 from alrp.modeling import (
@@ -244,8 +243,7 @@ def test_parts_that_do_not_fit_are_refused(options, message):
 
 
 def config(**keys):
-    cfg = get_cfg()
-    add_alrp_config(cfg)
+    cfg = load_config("")
     cfg.merge_from_list([x for k, v in keys.items() for x in (f"MODEL.ALRP.{k}", v)])
     return cfg
 

@@ -7,12 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone import BottleneckBlock
 
-from alrp.config import add_alrp_config
+from alrp.config import load_config
 from alrp.errors import UserError
 from alrp.modeling import DeformableBottleneckBlock, DeformConv2d
 
@@ -114,9 +113,7 @@ def test_every_parameter_of_a_block_gets_a_gradient():
 
 
 def config(depth, on_per_stage, freeze_at=2):
-    cfg = get_cfg()
-    add_alrp_config(cfg)
-    cfg.merge_from_file("configs/Base-ALRP-RetinaNet.yaml")
+    cfg = load_config("configs/Base-ALRP-RetinaNet.yaml")
     cfg.MODEL.BACKBONE.FREEZE_AT = freeze_at
     cfg.MODEL.RESNETS.DEPTH = depth
     cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = on_per_stage

@@ -18,12 +18,11 @@ from helpers.detectors import (
 from torch import nn
 from torch.testing import assert_close
 
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes
 
-from alrp.config import add_alrp_config
+from alrp.config import load_config
 from alrp.errors import UserError
 from alrp.losses import SelfBalance
 from alrp.modeling import (
@@ -231,8 +230,7 @@ def test_an_unknown_loss_lists_the_choices_of_a_foveabox():
 
 
 def test_the_defaults_of_the_config_are_published():
-    cfg = get_cfg()
-    add_alrp_config(cfg)
+    cfg = load_config("")
     fovea = cfg.MODEL.FOVEABOX
     assert fovea.BASE_EDGES == [16, 32, 64, 128, 256] and fovea.SIGMA == 0.4
     assert fovea.SCALE_RANGES == [[1, 64], [32, 128], [64, 256], [128, 512], [256, 2048]]

@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from detectron2.config import get_cfg
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.utils.events import EventStorage
 
-from alrp.config import add_alrp_config
+from alrp.config import load_config
 from alrp.errors import UserError
 from alrp.losses import SelfBalance, localization_error
 from alrp.modeling.box_regression import BoxDeltaTransform, decode_in_anchor_frame
@@ -248,8 +247,7 @@ def test_tau_divides_the_localisation_error():
 
 
 def test_an_unknown_loss_type_is_refused_with_the_choices():
-    cfg = get_cfg()
-    add_alrp_config(cfg)
+    cfg = load_config("")
     cfg.MODEL.ALRP.LOSS_TYPE = "focal"
     with pytest.raises(UserError, match='"alrp" or "ap".*"focal"'):
         build_head_losses(cfg, num_classes=1)

@@ -19,11 +19,10 @@ import torchvision
 from helpers.published_shapes import MODELS, Model, published_state
 from torch.testing import assert_close
 
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 from alrp.checkpoint.published import published_to_detectron2
-from alrp.config import add_alrp_config
+from alrp.config import load_config
 from alrp.engine import CheckedCheckpointer, argument_parser, setup_config
 from alrp.errors import UserError
 
@@ -147,9 +146,7 @@ def test_torchvision_weights_become_a_backbone(run):
     network = torchvision.models.resnet18(weights=None)
     status, text = run(network.state_dict())
     assert status == 0 and "in.pth: a backbone" in text and "\n  fc.weight" in text
-    cfg = get_cfg()
-    add_alrp_config(cfg)
-    cfg.merge_from_file(str(ROOT / "configs" / "Shapes" / "retinanet_R_18_FPN.yaml"))
+    cfg = load_config(str(ROOT / "configs" / "Shapes" / "retinanet_R_18_FPN.yaml"))
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)
     CheckedCheckpointer(model, complete=False).load("out.pth")
