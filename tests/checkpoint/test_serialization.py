@@ -86,7 +86,7 @@ def test_safetensors_are_loaded(tmp_path, load, state, name):
     assert_loaded(load(name), state)
 
 
-def test_safetensors_without_their_package_say_what_to_install(tmp_path, state):
+def test_safetensors_without_their_package_say_what_to_install(tmp_path):
     (tmp_path / "a.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     code = (
         "import sys; sys.modules['safetensors'] = None\n"

@@ -44,7 +44,7 @@ def test_a_name_stands_for_a_file_in_the_cache_of_pytorch(cache, name, weights):
         assert f.read() == b"content"
 
 
-def serve(monkeypatch, tmp_path, url):
+def serve(monkeypatch, url):
     """Let torchvision's enum point to ``url``."""
     member = ResNet50_Weights.IMAGENET1K_V1
     value = type(member.value)(url=url, transforms=None, meta={})
@@ -56,7 +56,7 @@ def test_a_missing_file_is_downloaded_once_and_checked(cache, tmp_path, monkeypa
     digest = hashlib.sha256(content).hexdigest()[:8]
     source = tmp_path / f"resnet50-{digest}.pth"
     source.write_bytes(content)
-    serve(monkeypatch, tmp_path, source.as_uri())
+    serve(monkeypatch, source.as_uri())
     path = Path(PathManager.get_local_path("torchvision://resnet50"))
     assert path == cache / source.name and path.read_bytes() == content
     source.unlink()
@@ -66,7 +66,7 @@ def test_a_missing_file_is_downloaded_once_and_checked(cache, tmp_path, monkeypa
 def test_a_file_of_another_content_is_not_kept(cache, tmp_path, monkeypatch):
     source = tmp_path / "resnet50-00000000.pth"
     source.write_bytes(b"weights")
-    serve(monkeypatch, tmp_path, source.as_uri())
+    serve(monkeypatch, source.as_uri())
     with pytest.raises(UserError, match="invalid hash"):
         PathManager.get_local_path("torchvision://resnet50")
     assert not list(cache.glob("*.pth"))
@@ -74,7 +74,7 @@ def test_a_file_of_another_content_is_not_kept(cache, tmp_path, monkeypatch):
 
 def test_a_failed_download_says_what_to_fetch_and_where_to_put_it(cache, tmp_path, monkeypatch):
     url = (tmp_path / "nowhere" / "resnet50-0676ba61.pth").as_uri()
-    serve(monkeypatch, tmp_path, url)
+    serve(monkeypatch, url)
     with pytest.raises(UserError) as caught:
         PathManager.get_local_path("torchvision://resnet50")
     message = str(caught.value)

@@ -81,7 +81,7 @@ def train(command_line, train_net, tmp_path):
     return run
 
 
-def test_a_cpu_trains_in_bfloat16_and_resumes_in_float32(train, caplog):
+def test_a_cpu_trains_in_bfloat16_and_resumes_in_float32(train):
     exact = train(SOLVER__MAX_ITER=1)
     mixed = train(SOLVER__MAX_ITER=1, **BFLOAT16)
     assert mixed != exact and mixed == pytest.approx(exact, rel=0.02)

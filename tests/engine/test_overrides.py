@@ -124,7 +124,7 @@ class WithoutDatasets(Trainer):  # the loader is all that there is
         return [next(iter(loader))] * 2
 
 
-def test_a_loader_of_ones_own_needs_no_dataset(train, shapes):
+def test_a_loader_of_ones_own_needs_no_dataset(train):
     overrides = {"DATASETS__TRAIN": (), "MODEL__ALRP__SELF_BALANCE__PERIOD": 5}
     assert period(train(WithoutDatasets, **overrides)) == 5
 

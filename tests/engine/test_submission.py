@@ -24,7 +24,7 @@ def unlabelled(shapes, tmp_path):
 
 
 def test_detections_are_written_with_the_ids_of_the_dataset(
-    command_line, train_net, unlabelled, tmp_path, caplog
+    command_line, train_net, unlabelled, tmp_path
 ):
     weights = tmp_path / "weights.pth"
     arguments = command_line(

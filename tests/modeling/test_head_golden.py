@@ -28,7 +28,6 @@ ALRP = [
 ]
 AP = ["ap_retina_random"]
 LEVELS, IMAGES = range(5), range(2)
-STDS = torch.tensor([0.1, 0.1, 0.2, 0.2])
 CLAMP = math.log(1000 / 16)
 TRANSFORM = BoxDeltaTransform((10.0, 10.0, 5.0, 5.0))
 

@@ -11,6 +11,8 @@ _LOGGER = logging.getLogger(__name__)
 
 # Hyperparameters that one optimizer has and others have not.
 _TELLING = ("momentum", "betas")
+# Settings of an optimizer that change no result.
+_WAYS_TO_COMPUTE = ("capturable", "foreach", "fused")
 
 
 def resumable_state(saved: Any, current: dict[str, Any], path: str) -> dict[str, Any]:
@@ -75,10 +77,6 @@ def _optimizer_state(saved: dict, current: dict, path: str) -> dict:
             f"{', '.join(changes.values())}."
         )
     return {**saved, "param_groups": groups}
-
-
-# Settings of an optimizer that change no result.
-_WAYS_TO_COMPUTE = ("capturable", "foreach", "fused")
 
 
 def _layout(state: dict) -> list:

@@ -145,23 +145,14 @@ def match_boxes_by_image(
     det_pairs = detections.category * len(all_image_ids) + detections.image
     kept = _ranked_and_capped(det_pairs, detections.score, settings.max_dets)
     detections, det_pairs = detections.select(kept), det_pairs[kept]
-
-    # What COCOeval says about a detection without candidates needs no matching; most have none.
-    matched_ious = np.full(det_pairs.size, np.nan)
-    ignored = _outside(detections.xywh[:, 2] * detections.xywh[:, 3], settings.area_range)
-    pairs, gt_pairs = np.unique(gt_pairs, return_inverse=True)
-    num_gt = np.zeros(pairs.size, dtype=np.int64)
-    if pairs.size:
-        numbers = np.searchsorted(pairs, det_pairs).clip(max=pairs.size - 1)
-        has_candidates = pairs[numbers] == det_pairs
-        matched_ious[has_candidates], ignored[has_candidates], num_gt = _match_pairs(
-            _Paired(ground_truths, gt_pairs),
-            _Paired(detections.select(has_candidates), numbers[has_candidates]),
-            settings,
-        )
-    num_images, num_categories = len(all_image_ids), len(category_ids)
-    per_image = np.zeros((num_categories, num_images), dtype=np.int64)
-    per_image.reshape(-1)[pairs] = num_gt
+    num_categories, num_images = len(category_ids), len(all_image_ids)
+    matched_ious, ignored, num_gt = _match_all_pairs(
+        _Paired(ground_truths, gt_pairs),
+        _Paired(detections, det_pairs),
+        num_categories * num_images,
+        settings,
+    )
+    per_image = num_gt.reshape(num_categories, num_images)
     bounds = np.searchsorted(detections.category, np.arange(num_categories + 1))
     return {
         category_id: ImageMatches(
@@ -224,6 +215,29 @@ def _ranked_and_capped(pairs: np.ndarray, scores: np.ndarray, max_dets: int) -> 
             "(evaluate_lrp.py: --max-dets, config: TEST.DETECTIONS_PER_IMAGE) to count more."
         )
     return kept
+
+
+def _match_all_pairs(
+    ground_truths: _Paired[GroundTruths],
+    detections: _Paired[Detections],
+    num_pairs: int,
+    settings: MatchSettings,
+) -> _PairMatches:
+    """Matches of ranked detections; only pairs with a ground truth need COCOeval, and few have."""
+    xywh = detections.boxes.xywh
+    matched_ious = np.full(len(xywh), np.nan)
+    ignored = _outside(xywh[:, 2] * xywh[:, 3], settings.area_range)
+    num_gt = np.zeros(num_pairs, dtype=np.int64)
+    pairs, gt_numbers = np.unique(ground_truths.pairs, return_inverse=True)
+    if pairs.size:
+        numbers = np.searchsorted(pairs, detections.pairs).clip(max=pairs.size - 1)
+        has_candidates = pairs[numbers] == detections.pairs
+        matched_ious[has_candidates], ignored[has_candidates], num_gt[pairs] = _match_pairs(
+            _Paired(ground_truths.boxes, gt_numbers),
+            _Paired(detections.boxes.select(has_candidates), numbers[has_candidates]),
+            settings,
+        )
+    return _PairMatches(matched_ious, ignored, num_gt)
 
 
 def _match_pairs(
