@@ -13,10 +13,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from alrp.config import load_config
-from alrp.engine.failures import explain, one_message
+from alrp.engine.failures import CONNECTION_LOST, Failure, explain, is_of_another, one_message
 from alrp.engine.lazy import _LazyTrainer
 from alrp.errors import NoSpaceError, UserError
 from alrp.losses.inputs import NonFiniteError
+from alrp.losses.processes import SharedPositives
 
 WORKER = "DataLoader worker (pid 12) is killed by signal: Killed. "
 
@@ -48,6 +49,18 @@ WORKER = "DataLoader worker (pid 12) is killed by signal: Killed. "
 def test_known_failures_have_one_message(error, message, from_outside):
     failure = explain(error)
     assert failure.message.startswith(message) and failure.from_outside is from_outside
+
+
+def test_of_several_failures_some_came_of_another_one():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(NonFiniteError) as stopped:  # a process that calls stop() sends -1
+            SharedPositives(-1, torch.device("cpu"), dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()
+    assert is_of_another(explain(stopped.value))
+    assert is_of_another(Failure(CONNECTION_LOST, from_outside=True))
+    assert not is_of_another(Failure("logits: 1 of 4")) and not is_of_another(None)
 
 
 class _FillsTheMemory(nn.Module):

@@ -252,6 +252,7 @@ def test_a_config_that_ends_the_process_ends_with_a_message(tmp_path):
         ("set MODEL.ROI_HEADS.NUM_CLASSES 3.", "set model.roi_heads.num_classes=3."),
         ("set OUTPUT_DIR to another one.", "set train.output_dir to another one."),
         ("SOLVER.BASE_LR: 1 is far", "optimizer.lr: 1 is far"),
+        ("set SOLVER.AMP.DTYPE a or SEED 1.", "set train.amp.dtype=a or train.seed=1."),
         ("set MODEL.MASK_ON False, or", "set model.roi_heads.mask_head=null, or"),
         ("/SEED/SEED.d/OUTPUT_DIR.json, $SEED", "/SEED/SEED.d/OUTPUT_DIR.json, $SEED"),
     ],

@@ -29,6 +29,8 @@ _NO_MEMORY = re.compile(r"CUDA (?:error: )?out of memory")
 
 _LOADER = "torch.utils.data.dataloader"
 CONNECTION_LOST = "the connection to another process was lost"
+# What alrp.losses.processes says where GLOBAL_RANKING meets what another process got.
+_STOPPED = re.compile(r"process \d+ of the group stopped")
 
 
 class Failure(NamedTuple):
@@ -41,6 +43,13 @@ class Failure(NamedTuple):
 
     message: str
     from_outside: bool = False
+
+
+def is_of_another(failure: Failure | None) -> bool:
+    """Whether a process failed because another one did, which has more to say."""
+    if failure is None:
+        return False
+    return failure.message == CONNECTION_LOST or bool(_STOPPED.match(failure.message))
 
 
 def explain(error: BaseException) -> Failure | None:

@@ -22,7 +22,7 @@ from torch.multiprocessing import ProcessRaisedException
 from detectron2.engine.launch import DEFAULT_TIMEOUT, _distributed_worker
 
 from ..errors import UserError
-from .failures import CONNECTION_LOST, Failure, explain, one_message
+from .failures import Failure, explain, is_of_another, one_message
 from .machines import Machines, are_linked
 
 # Seconds for processes to end by themselves when another has failed, and after being asked to.
@@ -171,7 +171,7 @@ def _raise_cause(processes: list, outcomes, machines: Machines) -> None:
     silent = [(i, p.exitcode) for i, p in enumerate(processes) if p.exitcode and i not in reporting]
     # NCCL aborts a process when another one is gone.
     not_aborted = [end for end in silent if end[1] != -signal.SIGABRT]
-    causes = [report for report in reports if not _is_of_another(report[1])]
+    causes = [report for report in reports if not is_of_another(report[1])]
     if not causes and not not_aborted:
         heard = machines.wait_for_news()  # what the other machine says of it
         if heard:
@@ -193,16 +193,11 @@ def _reports(processes: list, outcomes) -> list[tuple[int, Failure | None, str]]
         running = [process.sentinel for process in processes if process.is_alive()]
         while not outcomes.empty():
             reports.append(outcomes.get())
-        only_of_others = reports and all(_is_of_another(failure) for _, failure, _ in reports)
+        only_of_others = reports and all(is_of_another(failure) for _, failure, _ in reports)
         seconds = _TIME_FOR_CAUSE if only_of_others else _GRACE
         if not running or time.monotonic() - start > seconds:
             return reports
         wait(running, timeout=_PERIOD)
-
-
-def _is_of_another(failure: Failure | None) -> bool:
-    """Whether a process failed because another one did."""
-    return failure is not None and failure.message == CONNECTION_LOST
 
 
 def _for_other_machines(error: BaseException) -> Failure:

@@ -156,8 +156,8 @@ _LAZY_NAMES = {
     **{f"TEST.{name}": f"train.{name.lower()}" for name in EVALUATION_KEYS},
 }
 _KEYS = "|".join(map(re.escape, _LAZY_NAMES))
-# "set KEY VALUE", as one writes it on a command line.
-_COMMAND = re.compile(rf"\b(set|add|try) ({_KEYS}) (?!to )")
+# "set KEY VALUE or KEY VALUE", as one writes it on a command line.
+_COMMAND = re.compile(rf"\b(set|add|try|or) ({_KEYS}) (?!to )")
 _KEY = re.compile(rf"(?<![\w.$/])({_KEYS})(?![\w./]*\w)")
 
 
