@@ -142,16 +142,11 @@ def test_model_that_finds_nothing_has_an_olrp_of_100(tiny_case, register):
     assert math.isnan(results["oLRP_Loc"]) and math.isnan(results["threshold-class_1"])
 
 
-def test_no_predictions_give_no_results(tiny_case, register):
+@pytest.mark.parametrize("outputs", [[], [{"proposals": Instances((480, 640))}]], ids=len)
+def test_without_detections_of_an_image_there_are_no_results(tiny_case, register, outputs):
     evaluator = LRPEvaluator(register(tiny_case.folder / "ground_truth.json"), distributed=False)
     evaluator.reset()
-    assert evaluator.evaluate() == {}
-
-
-def test_proposals_alone_give_no_results(tiny_case, register):
-    evaluator = LRPEvaluator(register(tiny_case.folder / "ground_truth.json"), distributed=False)
-    evaluator.reset()
-    evaluator.process([{"image_id": 1}], [{"proposals": Instances((480, 640))}])
+    evaluator.process([{"image_id": 1}] * len(outputs), outputs)
     assert evaluator.evaluate() == {}
 
 

@@ -157,6 +157,12 @@ def golden_instances(case):
     return result
 
 
+def golden_anchors(case):
+    """The anchors of a golden case, per level."""
+    anchors = torch.from_numpy(case["anchors"])
+    return [Boxes(x) for x in anchors.split(case["num_anchors_per_level"].tolist())]
+
+
 def golden_predictions(case):
     """Logits and encoded boxes of a golden case, per level, as leaves."""
     return [

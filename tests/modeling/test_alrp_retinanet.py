@@ -9,6 +9,7 @@ from helpers import dense_worker
 from helpers.detectors import (
     USUAL,
     NoBackbone,
+    golden_anchors,
     golden_gradient_errors,
     golden_instances,
     golden_predictions,
@@ -75,11 +76,6 @@ def golden_model(case, matcher, loss_type="alrp"):
         pixel_mean=[0.0] * 3,
         pixel_std=[1.0] * 3,
     )
-
-
-def golden_anchors(case):
-    anchors = torch.from_numpy(case["anchors"])
-    return [Boxes(x) for x in anchors.split(case["num_anchors_per_level"].tolist())]
 
 
 def golden_labels(case):

@@ -22,7 +22,6 @@ from detectron2.modeling import build_model
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes
 
-from alrp.config import load_config
 from alrp.errors import UserError
 from alrp.losses import SelfBalance
 from alrp.modeling import (
@@ -227,12 +226,3 @@ def test_a_mistaken_geometry_is_explained(key, value, message):
 def test_an_unknown_loss_lists_the_choices_of_a_foveabox():
     with pytest.raises(UserError, match='"alrp" or "ap", or for a FoveaBox also "focal", but is'):
         small_model(**{"MODEL.ALRP.LOSS_TYPE": "hinge"})
-
-
-def test_the_defaults_of_the_config_are_published():
-    cfg = load_config("")
-    fovea = cfg.MODEL.FOVEABOX
-    assert fovea.BASE_EDGES == [16, 32, 64, 128, 256] and fovea.SIGMA == 0.4
-    assert fovea.SCALE_RANGES == [[1, 64], [32, 128], [64, 256], [128, 512], [256, 2048]]
-    assert (fovea.FOCAL_LOSS_ALPHA, fovea.FOCAL_LOSS_GAMMA) == (0.4, 1.5)
-    assert (fovea.NUM_CONVS, fovea.NORM, fovea.PRIOR_PROB) == (4, "", 0.01)

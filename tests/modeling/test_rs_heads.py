@@ -6,7 +6,12 @@ import copy
 import pickle
 import pytest
 import torch
-from helpers.detectors import golden_gradient_errors, golden_instances, golden_predictions
+from helpers.detectors import (
+    golden_anchors,
+    golden_gradient_errors,
+    golden_instances,
+    golden_predictions,
+)
 from torch.testing import assert_close
 
 from detectron2.layers import ShapeSpec
@@ -29,11 +34,6 @@ ATSS = ["rs_atss_random", "rs_atss_one_image_without_gt"]
 
 def bridge(num_classes):
     return RSHeadLosses(num_classes=num_classes, self_balance=IterationBalance())
-
-
-def golden_anchors(case):
-    anchors = torch.from_numpy(case["anchors"])
-    return [Boxes(x) for x in anchors.split(case["num_anchors_per_level"].tolist())]
 
 
 def run_dense(case, predictions, num_classes, gt_classes):

@@ -6,9 +6,9 @@ from collections import Counter
 from typing import Callable, NamedTuple
 
 from .box_rules import check_boxes
-from .findings import Finding, listed
+from .findings import Finding, annotation_name, listed, shown
 from .id_hints import index_hint, type_hint
-from .mask_rules import check_run_lengths
+from .mask_rules import check_run_lengths, check_segmentations
 from .values import (
     MAX_AREA,
     is_area,
@@ -17,7 +17,6 @@ from .values import (
     is_id,
     is_keypoints,
     is_length,
-    is_segmentation,
     is_text,
     is_whole,
 )
@@ -114,7 +113,7 @@ def check_meaning(where: str, content: dict, purpose: Purpose) -> list[Finding]:
         *_check_names(where, content["categories"]),
         *_check_id_zero(where, annotations, purpose),
         *(_check_omitted(where, annotations, purpose) if "annotations" in content else ()),
-        *_check_segmentations(where, annotations, purpose),
+        *check_segmentations(where, annotations, purpose),
         *(check_run_lengths(where, known, image_by_id) if purpose.masks else ()),
         *check_boxes(where, known, image_by_id, purpose),
     ]
@@ -187,14 +186,7 @@ def _shown(record: dict, field: str) -> str:
     if field in record:
         rest = {key: value for key, value in record.items() if key != field}
         record = {field: record[field], **rest}
-    return _repr(record)[:100]
-
-
-def _repr(value: object) -> str:
-    try:
-        return repr(value)
-    except ValueError:  # an integer of more digits than Python writes
-        return "an object with a number of thousands of digits"
+    return shown(record, 100)
 
 
 def _check_ids(where: str, content: dict, purpose: Purpose) -> list[Finding]:
@@ -214,7 +206,7 @@ def _check_ids(where: str, content: dict, purpose: Purpose) -> list[Finding]:
             findings.append(Finding("error", where, what, f"number the {key} anew"))
     for field, key in (("image_id", "images"), ("category_id", "categories")):
         findings += _check_references(where, annotations, field, content[key], purpose)
-    ignored = [f"annotation {_name(a, i)}" for i, a in enumerate(annotations) if a.get("ignore")]
+    ignored = [annotation_name(a, i) for i, a in enumerate(annotations) if a.get("ignore")]
     if ignored:
         what = f"{len(ignored)} annotations set 'ignore', which neither Detectron2 nor COCO's "
         what += f"evaluation supports: {listed(ignored)}"
@@ -239,7 +231,7 @@ def _check_references(
         return []
     what = f"{len(unknown)} annotations refer to {key} that are not listed: " + listed(
         unknown,
-        lambda i: f"annotation {_name(annotations[i], i)} has {field} {annotations[i][field]!r}",
+        lambda i: f"{annotation_name(annotations[i], i)} has {field} {annotations[i][field]!r}",
     )
     hint = type_hint([annotations[i][field] for i in unknown], ids)
     if hint:
@@ -254,11 +246,6 @@ def _check_references(
     if not is_error:
         what += "; they are left out"
     return [Finding("error" if is_error else "warning", where, what, fix)]
-
-
-def _name(annotation: dict, position: int) -> str:
-    """Id of an annotation, or its position where it has none."""
-    return repr(annotation["id"]) if "id" in annotation else f"at position {position}"
 
 
 def _check_names(where: str, categories: list) -> list[Finding]:
@@ -302,48 +289,7 @@ def _check_omitted(where: str, annotations: list, purpose: Purpose) -> list[Find
         if 0 < len(missing) < len(annotations):
             what = f"{len(missing)} of {len(annotations)} annotations have no {field!r}, which is "
             what += f"taken as {default}: "
-            what += listed(missing, lambda i: f"annotation {_name(annotations[i], i)}")
+            what += listed(missing, lambda i: annotation_name(annotations[i], i))
             fix = f"write {field!r} into all annotations or into none"
             findings.append(Finding("warning", where, what, fix))
-    return findings
-
-
-def _check_segmentations(where: str, annotations: list, purpose: Purpose) -> list[Finding]:
-    """Masks are there if they are used; where they are not, none may cost a box."""
-    if not (purpose.masks or purpose.drops_broken_masks):
-        return []
-    missing = [i for i, a in enumerate(annotations) if not a.get("segmentation")]
-    broken = [
-        i
-        for i, a in enumerate(annotations)
-        if a.get("segmentation") and not is_segmentation(a["segmentation"])
-    ]
-    encoded = [
-        i
-        for i, a in enumerate(annotations)
-        if isinstance(a.get("segmentation"), dict) and not a.get("iscrowd", 0)
-    ]
-    findings = []
-    if encoded and purpose.masks and purpose.polygons:
-        what = f"INPUT.MASK_FORMAT is 'polygon', but {len(encoded)} annotations are run-length "
-        what += "encoded: " + listed(encoded, lambda i: f"annotation {_name(annotations[i], i)}")
-        findings.append(Finding("error", where, what, "set INPUT.MASK_FORMAT bitmask"))
-    if missing and purpose.masks:
-        what = f"MODEL.MASK_ON needs segmentation, but {len(missing)} annotations have none: "
-        what += listed(missing, lambda i: f"annotation {_name(annotations[i], i)}")
-        fix = "set MODEL.MASK_ON False, or add polygons to these annotations"
-        findings.append(Finding("error", where, what, fix))
-    if broken:
-        what = "expected polygons [[x1, y1, x2, y2, x3, y3, ...], ...] of three points or more, or "
-        what += f"a run-length encoding, as 'segmentation', but {len(broken)} annotations have "
-        what += "something else: " + listed(
-            broken,
-            lambda i: f"annotation {_name(annotations[i], i)}: "
-            + _repr(annotations[i]["segmentation"])[:80],
-        )
-        fix = "correct these segmentations"
-        if not purpose.masks:
-            what += "; Detectron2's loader leaves out such annotations, boxes included, or fails"
-            fix += ", or name the dataset in DATASETS.COCO_FORMAT, where only boxes are read"
-        findings.append(Finding("error", where, what, fix))
     return findings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from typing import Callable
 
-from .findings import Finding, listed
+from .findings import Finding, annotation_name, listed
 
 XYWH_HINT = "COCO boxes are [x, y, width, height] in pixels, not two corners"
 
@@ -77,9 +77,8 @@ def check_box_columns(
 
 
 def _description(annotation: dict, image_by_id: dict, position: int) -> str:
-    name = annotation.get("id", f"at position {position}")
     image = image_by_id[annotation["image_id"]].get("file_name", annotation["image_id"])
-    return f"annotation {name} in {image}: {annotation['bbox']}"
+    return f"{annotation_name(annotation, position)} in {image}: {annotation['bbox']}"
 
 
 def _boxes(annotations: list) -> np.ndarray:

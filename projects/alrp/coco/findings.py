@@ -39,6 +39,20 @@ def raise_errors(findings: Iterable[Finding], logger: logging.Logger) -> None:
         raise UserError("\n".join(lines["error"]))
 
 
+def annotation_name(annotation: dict, position: int) -> str:
+    """Like "annotation 7"; with its position in the file where it has no id."""
+    id_ = repr(annotation["id"]) if "id" in annotation else f"at position {position}"
+    return f"annotation {id_}"
+
+
+def shown(value: object, length: int) -> str:
+    """``repr`` of a value of a JSON file, cut off after so many characters."""
+    try:
+        return repr(value)[:length]
+    except ValueError:  # an integer of more digits than Python writes
+        return "something with a number of thousands of digits"
+
+
 def listed(items: Sequence, describe: Callable = str) -> str:
     """Descriptions of the first three items, and how many more there are."""
     more = f"; and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""

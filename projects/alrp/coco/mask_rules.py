@@ -1,8 +1,50 @@
-"""The rules of masks that are given as run-length encodings."""
+"""The rules of masks: polygons, and run-length encodings."""
 
 from __future__ import annotations
 
-from .findings import Finding, listed
+from .findings import Finding, annotation_name, listed, shown
+from .values import is_segmentation
+
+
+def check_segmentations(where: str, annotations: list, purpose) -> list[Finding]:
+    """Masks are there if they are used; where they are not, none may cost a box.
+
+    Args:
+        where: name of the file, for the messages.
+        annotations: all of them.
+        purpose: of type :class:`Purpose`.
+    """
+    if not (purpose.masks or purpose.drops_broken_masks):
+        return []
+    missing, broken, encoded = [], [], []
+    for i, annotation in enumerate(annotations):
+        mask = annotation.get("segmentation")
+        if not mask:
+            missing.append(annotation_name(annotation, i))
+        elif not is_segmentation(mask):
+            broken.append(f"{annotation_name(annotation, i)}: {shown(mask, 80)}")
+        elif isinstance(mask, dict) and not annotation.get("iscrowd", 0):
+            encoded.append(annotation_name(annotation, i))
+    findings = []
+    if encoded and purpose.masks and purpose.polygons:
+        what = f"INPUT.MASK_FORMAT is 'polygon', but {len(encoded)} annotations are run-length "
+        what += f"encoded: {listed(encoded)}"
+        findings.append(Finding("error", where, what, "set INPUT.MASK_FORMAT bitmask"))
+    if missing and purpose.masks:
+        what = f"MODEL.MASK_ON needs segmentation, but {len(missing)} annotations have none: "
+        what += listed(missing)
+        fix = "set MODEL.MASK_ON False, or add polygons to these annotations"
+        findings.append(Finding("error", where, what, fix))
+    if broken:
+        what = "expected polygons [[x1, y1, x2, y2, x3, y3, ...], ...] of three points or more, or "
+        what += f"a run-length encoding, as 'segmentation', but {len(broken)} annotations have "
+        what += f"something else: {listed(broken)}"
+        fix = "correct these segmentations"
+        if not purpose.masks:
+            what += "; Detectron2's loader leaves out such annotations, boxes included, or fails"
+            fix += ", or name the dataset in DATASETS.COCO_FORMAT, where only boxes are read"
+        findings.append(Finding("error", where, what, fix))
+    return findings
 
 
 def check_run_lengths(where: str, annotations: list, image_by_id: dict) -> list[Finding]:
@@ -14,7 +56,7 @@ def check_run_lengths(where: str, annotations: list, image_by_id: dict) -> list[
         image_by_id: records of the images, with or without a size.
     """
     wrong = [
-        f"annotation {annotation.get('id', f'at position {i}')} ({problem})"
+        f"{annotation_name(annotation, i)} ({problem})"
         for i, annotation in enumerate(annotations)
         if isinstance(annotation.get("segmentation"), dict)
         and (problem := _problem(annotation["segmentation"], image_by_id[annotation["image_id"]]))

@@ -6,7 +6,7 @@ import numpy as np
 from typing import Callable
 
 from .box_rules import check_box_columns, image_size
-from .findings import Finding, listed
+from .findings import Finding, listed, shown
 from .id_hints import ids_by_file_name, index_hint, name_hint, type_hint
 from .values import is_box, is_finite, is_id
 
@@ -85,15 +85,8 @@ def _check_field(
     if not bad:
         return []
     what = f"expected {wanted} as {name!r} of each detection, but {len(bad)} are not so: "
-    what += listed(bad, lambda i: f"detection {i}: {name!r} is {_shown(results[i][name])}")
+    what += listed(bad, lambda i: f"detection {i}: {name!r} is {shown(results[i][name], 80)}")
     return [Finding("error", where, what, f"correct {name!r} of these detections")]
-
-
-def _shown(value: object) -> str:
-    try:
-        return repr(value)[:80]
-    except ValueError:
-        return "a number of thousands of digits"
 
 
 def _check_images(where: str, given: list, images: list) -> list[Finding]:
