@@ -74,6 +74,8 @@ def output_paths(inputs: list, output: str) -> dict:
         raise UserError(f"--output: {present} is a file; name a folder, which may be a new one.")
     paths = {}
     for name in inputs:
+        if os.path.isdir(name):
+            raise UserError(f"--input: {name} is a folder; name the images in it, as {name}/*.")
         if not os.path.isfile(name):
             raise UserError(f"--input: there is no file {name}; correct the path.")
         path = Path(output) / f"{Path(name).stem}.png"

@@ -122,3 +122,33 @@ def test_keys_of_other_projects_keep_their_values():
     cfg.MODEL.ALRP.LOSS_TYPE = "ap"
     add_alrp_config(cfg)
     assert cfg.MODEL.ALRP.LOSS_TYPE == "ap"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("MODEL: {ALRP: {LOSSTYPE: rs}}", "write MODEL.ALRP.LOSS_TYPE .*if that is meant"),
+        ("SOLVER: {base_lr: 0.1}", "write SOLVER.BASE_LR .*if that is meant"),
+        ("SOLVER.BASE_LR: 0.1", "in a file, write it as SOLVER: {BASE_LR: ...}"),
+        ("MODEL.ATSS.TOPK: 3", "in a file, write it as MODEL: {ATSS: {TOPK: ...}}"),
+        ("SOLVER: {BASE_LR: 5}", "SOLVER.BASE_LR: expected a number with .* got 5; write 5.0"),
+        ("DATASETS: {TRAIN: mine}", "TRAIN: expected a list, but got mine; write \\['mine'\\]"),
+        ("SEED: abc", "SEED: expected a whole number, but got abc"),
+    ],
+)
+def test_a_wrong_key_or_value_brings_the_right_one(write, text, said):
+    with pytest.raises(UserError, match=said):
+        load_config(write(text))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["SEED", "1", "SOLVER.GAMMA=0.1", "SEED"], "write SOLVER.GAMMA 0.1 with a blank"),
+        (["SEED", "1", "SOLVER.STEPS", "(3,", "4)"], "got 5 words; look at '4\\)'"),
+        (["SEED", "1", "SOLVER.GAMMA"], "got 3 words; look at 'SOLVER.GAMMA'"),
+    ],
+)
+def test_overrides_that_are_no_pairs_are_told_so(overrides, said):
+    with pytest.raises(UserError, match=said):
+        load_config("", overrides)

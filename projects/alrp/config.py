@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from contextlib import contextmanager
 from typing import Iterator
@@ -16,6 +17,21 @@ from .errors import UserError
 
 _TUPLE_TAG = "tag:yaml.org,2002:python/tuple"
 _MAP_TAG = "tag:yaml.org,2002:map"
+# What yacs says of a key, and of a value of another type.
+_NO_KEY = re.compile(r"Non-existent (?:config )?key: (\S+)")
+_TYPE_MISMATCH = re.compile(
+    r"Type mismatch \(<class '(\w+)'> vs\. <class '(\w+)'>\) with values \(.* vs\. (.*)\) "
+    r"for config key: (\S+)",
+    re.DOTALL,
+)
+_KINDS = {
+    "bool": "True or False",
+    "float": "a number with a decimal point",
+    "int": "a whole number",
+    "list": "a list",
+    "str": "text",
+    "tuple": "a list",
+}
 # What Detectron2 raises for keys and values that do not fit.
 _MERGE_ERRORS = (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError)
 
@@ -37,6 +53,7 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CN:
             f"--config-file {config_file!r} is a LazyConfig; pass it to "
             "lazyconfig_train_net.py, or name a .yaml file."
         )
+    _check_pairs(overrides or [])
     cfg = get_cfg()
     add_alrp_config(cfg)
     if not torch.cuda.is_available():
@@ -56,6 +73,24 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CN:
     except (*_MERGE_ERRORS, yaml.YAMLError) as error:
         raise UserError(_config_mistake(config_file, error)) from error
     return cfg
+
+
+def _check_pairs(overrides: list[str]) -> None:
+    """Each key has a value; ``KEY=VALUE`` is how a LazyConfig takes them."""
+    joined = next((word for word in overrides[::2] if "=" in word), "")
+    if joined:
+        key, _, value = joined.partition("=")
+        raise UserError(
+            f"config: expected KEY VALUE pairs, but got {joined!r}; write {key} {value} with a "
+            "blank between them."
+        )
+    if len(overrides) % 2:
+        is_key = re.compile(r"[A-Z][A-Z0-9_.]*").fullmatch
+        word = next((word for word in overrides[::2] if not is_key(word)), overrides[-1])
+        raise UserError(
+            f"config: expected KEY VALUE pairs, but got {len(overrides)} words; look at {word!r} "
+            "and what is before it, and give each key one value, lists in quotes."
+        )
 
 
 @contextmanager
@@ -98,10 +133,44 @@ def _config_mistake(config_file: str, error: Exception) -> str:
     message = str(error.args[0] if isinstance(error, KeyError) else error).strip().rstrip(".")
     if isinstance(error, (AttributeError, TypeError)):  # where Detectron2 looks for keys
         message = f"{config_file!r}, or a _BASE_ of it, is empty or holds something else than keys"
+    message = _TYPE_MISMATCH.sub(_retyped, message) + _meant(message)
     return (
         f"config: {message}. Check --config-file {config_file!r} and the KEY VALUE pairs, "
         "which must come after all --options."
     )
+
+
+def _retyped(found: re.Match) -> str:
+    """What yacs says of a value of another type, in words, with a value that would do."""
+    expected, got, value, key = found.groups()
+    fix = ""
+    if (expected, got) == ("float", "int"):
+        fix = f"; write {value}.0"
+    elif expected in ("tuple", "list") and got in ("str", "int", "float"):
+        fix = f"; write [{value!r}]" if got == "str" else f"; write [{value}]"
+    return f"{key}: expected {_KINDS.get(expected, expected)}, but got {value}{fix}"
+
+
+def _meant(message: str) -> str:
+    """The key that may be meant by one that does not exist."""
+    found = _NO_KEY.search(message)
+    if found is None:
+        return ""
+    cfg = get_cfg()
+    add_alrp_config(cfg)
+    key, keys = found[1], list(_dotted(cfg))
+    if key in keys:
+        *nodes, last = key.split(".")
+        return f"; in a file, write it as {': {'.join(nodes)}: {{{last}: ...{'}' * len(nodes)}"
+    close = difflib.get_close_matches(key.upper(), keys, n=2)
+    return f"; write {' or '.join(close)} if that is meant" if close else ""
+
+
+def _dotted(cfg: CN, prefix: str = "") -> Iterator[str]:
+    for name, value in cfg.items():
+        yield prefix + name
+        if isinstance(value, CN):
+            yield from _dotted(value, f"{prefix}{name}.")
 
 
 def _tag_mistake(config_file: str, error: yaml.constructor.ConstructorError) -> str:

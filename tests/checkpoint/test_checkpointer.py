@@ -87,6 +87,27 @@ def test_a_folder_without_checkpoints_has_none(tmp_path):
     assert last_checkpoint(str(tmp_path / "nowhere")) is None
 
 
+def test_a_damaged_last_checkpoint_brings_the_name_of_an_earlier_one(tmp_path):
+    path = save(tmp_path)
+    (tmp_path / "model_0000003.pth").touch()
+    with open(path, "r+b") as file:
+        file.truncate(900)
+    checkpointer = CheckedCheckpointer(Detector(), str(tmp_path))
+    with pytest.raises(UserError, match=r"cannot be read .*last_checkpoint, such as model_0000003"):
+        checkpointer.resume_or_load("", resume=True)
+    with pytest.raises(UserError) as raised:  # of another run: there is nothing to go on with
+        CheckedCheckpointer(Detector(), str(tmp_path)).load(path)
+    assert "earlier checkpoint" not in str(raised.value)
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_random_weights_that_stay_so_are_told_of(tmp_path, caplog, is_frozen):
+    detector = Detector()
+    detector.head.requires_grad_(not is_frozen)
+    CheckedCheckpointer(detector, str(tmp_path), complete=False).resume_or_load("", resume=False)
+    assert ("2 parameters are frozen, such as head.weight" in caplog.text) == is_frozen
+
+
 def test_without_its_tag_a_run_goes_on_from_the_latest_checkpoint(tmp_path, caplog):
     for name in ("model_0000009.pth", "model_0000019.pth", "model_best.pth"):
         (tmp_path / name).touch()

@@ -268,6 +268,7 @@ def test_progress_line_tells_times_in_hours_minutes_seconds(tool):
     "names, message",
     [
         (["missing.png"], "there is no file missing.png"),
+        (["sub"], r"sub is a folder; name the images in it, as sub/\*"),
         (["a.png"], "a.png would be written to a.png, which is an input"),
         (["sub/b.jpg", "sub/b.png"], "sub/b.png would be written to b.png"),
     ],

@@ -103,6 +103,18 @@ def test_a_missing_checkpoint(fail, tmp_path):
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.parametrize("options", [(), ("--resume",)], ids=["anew", "resumed"])
+def test_a_new_training_in_the_folder_of_another_is_warned_of(
+    command_line, train_net, capsys, tmp_path, options
+):
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "model_0000001.pth").touch()
+    command = command_line(*options, MODEL__RETINANET__NUM_CLASSES=80)
+    assert run_command(train_net.main, default_argument_parser().parse_args(command)) == 1
+    said = f"an earlier training left {tmp_path / 'output' / 'model_0000001.pth'}"
+    assert (said in capsys.readouterr().err) == (not options)
+
+
 def test_evaluation_without_a_checkpoint(fail):
     assert "MODEL.WEIGHTS is empty" in fail("--eval-only")
 

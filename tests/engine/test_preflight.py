@@ -28,12 +28,14 @@ def load(name, *overrides):
 def cfg(shapes):
     """A config on a dataset of three classes, in which there is nothing to find."""
     cfg = load("Shapes/alrp_retinanet_R_18_FPN_ATSS_demo")
-    name = f"{shapes.name}_train"
-    cfg.DATASETS.COCO_FORMAT = [[name, f"{shapes}/annotations/train.json", f"{shapes}/train"]]
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (name,)
+    cfg.DATASETS.COCO_FORMAT = [
+        [f"{shapes.name}_{split}", f"{shapes}/annotations/{split}.json", f"{shapes}/{split}"]
+        for split in ("train", "val")
+    ]
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ((entry[0],) for entry in cfg.DATASETS.COCO_FORMAT)
     cfg.SOLVER.OPTIMIZER, cfg.SOLVER.LR_SCHEDULER_NAME = "SGD", "WarmupMultiStepLR"
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR = 4, 0.001
-    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 100, (75, 95)
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS = 100, (75, 95), 75
     cfg.MODEL.ALRP.SELF_BALANCE.PERIOD = 0
     register_coco_format(cfg)
     return cfg
@@ -57,6 +59,9 @@ def test_a_right_config_gives_no_finding(cfg, for_training):
 def test_a_warm_up_beyond_the_end_is_warned_of(cfg):
     cfg.SOLVER.WARMUP_ITERS = 101
     _assert_one(cfg, "warning", "SOLVER.WARMUP_ITERS", "longer than the training, which ends at")
+    cfg.SOLVER.WARMUP_ITERS = 80
+    what = "80 iterations goes on beyond the first step of the learning rate, at iteration 75"
+    _assert_one(cfg, "warning", "SOLVER.WARMUP_ITERS", what)
 
 
 def test_keypoints_without_names_are_an_error(cfg):
@@ -241,7 +246,7 @@ def test_a_gpu_that_the_processes_cannot_have_is_found(
 
 
 def test_steps_beyond_the_end_are_a_warning(cfg):
-    cfg.SOLVER.MAX_ITER = cfg.SOLVER.WARMUP_ITERS = 90
+    cfg.SOLVER.MAX_ITER = 90
     _assert_one(cfg, "warning", "SOLVER.STEPS", "[95] lie at or beyond the end, iteration 90")
 
 

@@ -77,6 +77,13 @@ def cfg(train, val):
     return cfg
 
 
+def register_coco_format_anew(cfg) -> None:
+    for name in (TRAIN, VAL):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name)
+    register_coco_format(cfg)
+
+
 def _only(findings: list[Finding]) -> Finding:
     assert len(findings) == 1, findings
     return findings[0]
@@ -326,7 +333,7 @@ def test_a_class_without_a_box_in_any_training_set_is_a_warning(cfg, train, val)
     _assert_one(cfg, "warning", "DATASETS.TRAIN", what, "DATASETS.CLASSES")
     val.content["annotations"][0]["category_id"] = 0
     val.write()
-    cfg.DATASETS.TRAIN = (TRAIN, VAL)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (TRAIN, VAL), ()
     assert check_datasets(cfg, for_training=True) == []
 
 
@@ -414,6 +421,15 @@ def test_a_dataset_without_its_own_files_in_the_catalog_is_not_opened(cfg):
         "MODEL.RETINANET.NUM_CLASSES",
         f"dataset {VAL!r}",
     }
+
+
+def test_a_test_set_of_a_function_needs_class_names(cfg):
+    name = "preflight_test_unnamed"
+    DatasetCatalog.register(name, lambda: [])
+    cfg.DATASETS.TEST = (name,)
+    _assert_one(cfg, "error", "DATASETS.TEST", f"{name!r} has no class names", "thing_classes")
+    MetadataCatalog.get(name).thing_classes = ["disc", "square"]
+    assert check_datasets(cfg, for_training=True) == []
 
 
 def test_empty_boxes_of_published_datasets_are_only_warned_about(cfg, train):
@@ -511,6 +527,22 @@ def test_a_file_listed_as_two_images_is_a_warning(cfg, val):
     _assert_one(cfg, "warning", VAL, "1 files are listed as several images: 2.png (2 times)")
 
 
+def test_images_of_the_training_set_in_the_test_set_are_a_warning(cfg, val):
+    cfg.DATASETS.COCO_FORMAT[1][2] = cfg.DATASETS.COCO_FORMAT[0][2]
+    register_coco_format_anew(cfg)
+    val.content["images"] = val.content["images"][:2]
+    val.content["annotations"] = val.content["annotations"][:4]
+    val.write()
+    what = f"2 of the 2 images of {VAL!r} are trained on, such as "
+    _assert_one(cfg, "warning", "DATASETS.TEST", what)
+    assert check_datasets(cfg, for_training=False) == []
+
+
+def test_an_unknown_class_brings_no_other_error(cfg):
+    cfg.DATASETS.CLASSES, cfg.DATASETS.TEST = ("dics",), ()
+    _assert_one(cfg, "error", "DATASETS.CLASSES", "there is no class 'dics'", "write 'disc'")
+
+
 def test_images_below_32_pixels_are_a_warning(cfg, train):
     Image.new("RGB", (40, 31)).save(train.folder / "4.png")
     train.content["images"][3]["height"] = 31
@@ -586,7 +618,7 @@ def test_categories_of_one_name_are_found(cfg, val, for_training):
     val.content["categories"][1]["name"] = "disc"
     val.write()
     if for_training:
-        cfg.DATASETS.TRAIN = (VAL,)
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (VAL,), ()
     what = "categories 1 and 2 are both named 'disc'"
     _assert_one(cfg, "error", VAL, what, for_training=for_training)
 

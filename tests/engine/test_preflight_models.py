@@ -43,11 +43,11 @@ def cfg(shapes):
     cfg = load_yaml("Base-ALRP-RCNN-FPN")
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
-    name = f"{shapes.name}_train"
     cfg.DATASETS.COCO_FORMAT = [
-        [name, f"{shapes}/annotations/train.json", f"{shapes}/train"],
+        [f"{shapes.name}_{split}", f"{shapes}/annotations/{split}.json", f"{shapes}/{split}"]
+        for split in ("train", "val")
     ]
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (name,)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ((entry[0],) for entry in cfg.DATASETS.COCO_FORMAT)
     register_coco_format(cfg)
     assert check(cfg, for_training=True) == []
     return cfg
@@ -80,6 +80,14 @@ def test_an_unknown_part_of_an_rcnn_lists_the_choices(cfg, key, wrong, listed):
     (finding,) = check(cfg, for_training=True)
     assert (finding.severity, finding.where) == ("error", key)
     assert repr(wrong) in finding.what and listed in finding.what
+
+
+@pytest.mark.parametrize("steps", [(95, 75), (75, 75)])
+def test_steps_in_another_order_are_found(cfg, steps):
+    cfg.SOLVER.LR_SCHEDULER_NAME, cfg.SOLVER.STEPS = "WarmupMultiStepLR", steps
+    (finding,) = check(cfg, for_training=True)
+    assert (finding.severity, finding.where) == ("error", "SOLVER.STEPS")
+    assert "numbers in ascending order, each once" in finding.what
 
 
 def test_parts_that_an_rcnn_does_not_use_are_not_judged(cfg):

@@ -177,6 +177,11 @@ def test_a_calibration_follows_the_class_names_and_may_be_missing(tmp_path):
         read_calibration(str(path), ["a"])
 
 
+def test_a_missing_file_of_thresholds_is_called_missing(tmp_path):
+    with pytest.raises(UserError, match=r"^\S+none.json cannot be read: No such file"):
+        read_thresholds(str(tmp_path / "none.json"))
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"per_class": {"a": 1}}'])
 def test_a_file_without_thresholds_is_refused(tmp_path, content):
     path = tmp_path / "lrp_results.json"

@@ -215,6 +215,11 @@ def test_nan_weights_are_named(broken):
         train_step(model, BATCH)
 
 
+def test_inputs_without_instances_in_training_mode_are_told_so():
+    with pytest.raises(ValueError, match=r'no "instances" to learn from; call model.eval\(\)'):
+        small_model()([{"image": torch.zeros(3, 64, 64)}])
+
+
 def test_a_head_without_a_period_says_how_to_set_it():
     model = small_model(**{"MODEL.ALRP.SELF_BALANCE.PERIOD": 0})
     with pytest.raises(RuntimeError, match="SELF_BALANCE.PERIOD"):

@@ -103,6 +103,14 @@ class CheckedCheckpointer(DetectionCheckpointer):
         self._resumes = resume and self.has_checkpoint()
         self.complete = self.complete or self._resumes
         extra = super().resume_or_load(path, resume=self._resumes)
+        if not self._resumes and not path:
+            frozen = [n for n, p in self.model.named_parameters() if not p.requires_grad]
+            if frozen:
+                self.logger.warning(
+                    f"Weights are random, and {len(frozen)} parameters are frozen, such as "
+                    f"{frozen[0]}: they stay random. Set MODEL.BACKBONE.FREEZE_AT to 0 "
+                    "(a LazyConfig: freeze_at of the backbone), or name weights to start from."
+                )
         if not self._resumes:
             for module in self.model.modules():
                 if isinstance(module, SelfBalance):
@@ -135,7 +143,7 @@ class CheckedCheckpointer(DetectionCheckpointer):
         if filename.endswith(".pkl"):
             checkpoint = read_zoo_pickle(filename)
         else:
-            checkpoint = read_checkpoint(filename)
+            checkpoint = self._read(filename)
         state, beside = split_checkpoint(checkpoint, filename)
         if has_published_names(state):
             raise UserError(
@@ -151,6 +159,18 @@ class CheckedCheckpointer(DetectionCheckpointer):
             checkpoint["trainer"] = resumable_state(checkpoint.get("trainer"), current, filename)
         self._check_class_names(checkpoint.get("class_names"), filename)
         return self._from_torchvision(checkpoint)
+
+    def _read(self, filename: str) -> dict[str, Any]:
+        try:
+            return read_checkpoint(filename)
+        except UserError as error:
+            others = [n for n in _written(self.save_dir) if n != os.path.basename(filename)]
+            if not self._resumes or not others:
+                raise
+            raise UserError(
+                f"{error} To go on from an earlier checkpoint, write its name into "
+                f"{os.path.join(self.save_dir, _TAG)}, such as {others[-1]}."
+            ) from error
 
     def _query(self) -> str:
         """What stands behind the "?" of the path, which Detectron2 takes off."""
@@ -280,7 +300,7 @@ def last_checkpoint(folder: str) -> str | None:
         UserError: if ``last_checkpoint`` cannot be read or names a file that is not there.
     """
     tag = os.path.join(folder, _TAG)
-    files = sorted(filter(_NUMBERED.fullmatch, os.listdir(folder) if os.path.isdir(folder) else []))
+    files = _written(folder)
     advice = "write the name of a checkpoint into it, or remove it to go on from the latest one" + (
         f", {files[-1]}." if files else "."
     )
@@ -297,6 +317,12 @@ def last_checkpoint(folder: str) -> str | None:
     if not os.path.isfile(path):
         raise UserError(f"{tag} names the checkpoint {name!r}, which is no file; {advice}")
     return path
+
+
+def _written(folder: str) -> list[str]:
+    """Names of the checkpoints of a training in a folder, the latest at the end."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return sorted(filter(_NUMBERED.fullmatch, names))
 
 
 def _some(what: str, items: list[str]) -> str:

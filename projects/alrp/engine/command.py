@@ -135,13 +135,30 @@ def _check(cfg: CfgNode, args, is_complete: bool, rephrase: Callable[[str], str]
         options["without_overrides"] = _without_overrides(args)
     check = preflight.check if is_complete else preflight.check_surroundings
     findings = [
-        Finding(f.severity, *map(rephrase, (f.where, f.what, f.fix))) for f in check(cfg, **options)
+        Finding(f.severity, *map(rephrase, (f.where, f.what, f.fix)))
+        for f in [*check(cfg, **options), *_check_earlier_training(cfg, args)]
     ]
     preflight.report(findings)
     _check_output_dir(cfg.OUTPUT_DIR)
     _check_weights(cfg, args)
     if args.machine_rank == 0 and not getattr(args, "dry_run", False):
         preflight.write_log(findings, cfg.OUTPUT_DIR)
+
+
+def _check_earlier_training(cfg: CfgNode, args) -> list[Finding]:
+    """A new training in the folder of another one would replace its checkpoints."""
+    if args.resume or args.eval_only or getattr(args, "dry_run", False):
+        return []
+    try:
+        path = last_checkpoint(cfg.OUTPUT_DIR)
+    except UserError:
+        path = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    if path is None:
+        return []
+    what = f"an earlier training left {path}; this one replaces its checkpoints one by one, and "
+    what += "--resume before the first of them would go on with the earlier training"
+    fix = "add --resume if that is meant, or set OUTPUT_DIR to another folder"
+    return [Finding("warning", "OUTPUT_DIR", what, fix)]
 
 
 def _without_overrides(args) -> CfgNode | None:

@@ -48,13 +48,15 @@ def read_thresholds(path: str) -> dict[str, float]:
     """LRP-optimal score by class name, from the ``lrp_results.json`` of an evaluation.
 
     Raises:
-        UserError: if it is no such file.
+        UserError: if it is no such file, or cannot be read.
     """
     try:
         per_class = read_json(path)["per_class"]
         scores = {name: values["threshold"] for name, values in per_class.items()}
         return {name: math.nan if s is None else float(s) for name, s in scores.items()}
-    except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except UserError as error:
+        raise UserError(f"{error}; give the lrp_results.json that an evaluation wrote.") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path} holds no thresholds ({error!r}); give the lrp_results.json that an evaluation "
             "wrote."

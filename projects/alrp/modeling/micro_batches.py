@@ -85,9 +85,15 @@ class MicroBatchedDetector(MicroBatched):
 
         Raises:
             FloatingPointError: in training, if predictions are NaN or infinite; names the images.
+            ValueError: in training, if an input has no "instances".
         """
         if not self.training:
             return super().forward(batched_inputs)
+        if not all("instances" in x for x in batched_inputs):
+            raise ValueError(
+                'the model is in training mode, and an input has no "instances" to learn from; '
+                "call model.eval() to detect, or take the loader of a training set."
+            )
         if self.splits(len(batched_inputs)):
             images, features, predictions = self._predict_in_micro_batches(batched_inputs)
         else:

@@ -31,6 +31,7 @@ class CocoSummary(NamedTuple):
         num_images: images listed.
         num_labelled: images with at least one annotation that is not a crowd.
         labelled_classes: names of the categories with such an annotation; None if unknown.
+        image_files: paths of the images.
     """
 
     findings: list[Finding]
@@ -38,6 +39,7 @@ class CocoSummary(NamedTuple):
     num_images: int = 0
     num_labelled: int = 0
     labelled_classes: frozenset[str] | None = None
+    image_files: frozenset[str] = frozenset()
 
 
 def check_coco_dataset(
@@ -64,7 +66,9 @@ def check_coco_dataset(
     if findings:
         return CocoSummary(findings)
     findings = check_meaning(where, content, purpose)
-    findings += check_class_names(f"dataset {name!r}", content, classes)
+    unknown = check_class_names(f"dataset {name!r}", content, classes)
+    if unknown:
+        return CocoSummary(findings + unknown)
     content = of_classes(content, classes)
     images, annotations = content["images"], content.get("annotations", [])
     findings += check_images(name, images, image_folder, resizes)
@@ -77,6 +81,7 @@ def check_coco_dataset(
         len({image["id"] for image in images}),
         len({a["image_id"] for a in labels}),
         frozenset(c["name"] for c in categories if c["id"] in labelled_ids),
+        frozenset(os.path.abspath(os.path.join(image_folder, i["file_name"])) for i in images),
     )
 
 

@@ -6,7 +6,7 @@ import difflib
 from typing import Sequence
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...coco import Finding
 from ...coco.findings import listed
@@ -36,6 +36,34 @@ def check_datasets(cfg: CfgNode, *, for_training: bool) -> list[Finding]:
     findings += _check_classes(cfg, {name: s.class_names for name, s in summaries.items()})
     if for_training:
         findings += _check_labelled(cfg, [s for n, s in summaries.items() if n in train_names])
+        findings += _check_overlap(cfg, summaries)
+    return findings + _check_evaluable(cfg)
+
+
+def _check_overlap(cfg: CfgNode, summaries: dict[str, CocoSummary]) -> list[Finding]:
+    """Results on images that a model was trained on say nothing of others."""
+    train = [summaries[name] for name in cfg.DATASETS.TRAIN if name in summaries]
+    trained = frozenset().union(*(summary.image_files for summary in train))
+    findings = []
+    for name in filter(summaries.__contains__, dict.fromkeys(cfg.DATASETS.TEST)):
+        files = summaries[name].image_files
+        if files & trained:
+            what = f"{len(files & trained)} of the {len(files)} images of {name!r} are trained on, "
+            what += f"such as {min(files & trained)}, so that its results say little of others"
+            fix = "name a set of other images, unless this is meant"
+            findings.append(Finding("warning", "DATASETS.TEST", what, fix))
+    return findings
+
+
+def _check_evaluable(cfg: CfgNode) -> list[Finding]:
+    """The evaluators write a set that a function returns as a COCO file, with its class names."""
+    findings = []
+    for name in filter(DatasetCatalog.__contains__, cfg.DATASETS.TEST):
+        metadata = MetadataCatalog.get(name)
+        if not metadata.get("json_file") and not metadata.get("thing_classes"):
+            what = f"dataset {name!r} has no class names, without which it cannot be evaluated"
+            fix = f"in Python, set MetadataCatalog.get({name!r}).thing_classes to a list of them"
+            findings.append(Finding("error", "DATASETS.TEST", what, fix))
     return findings
 
 

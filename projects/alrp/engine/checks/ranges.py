@@ -254,6 +254,8 @@ def _wrong_value(key: str, value: Any, default: Any) -> str:
         return f"one of {list(_CHOICES[key])}"
     numbers = [x for x in _elements(value) if isinstance(x, Number) and not isinstance(x, bool)]
     many = "numbers" if isinstance(value, (list, tuple)) else "a number"
+    if key == "SOLVER.STEPS" and list(value) != sorted(set(value)):
+        return "numbers in ascending order, each once"
     if key in _INTERVALS:
         interval = Interval.parse(_INTERVALS[key])
         return "" if all(x in interval for x in numbers) else f"{many} {interval}"

@@ -68,6 +68,13 @@ def _check_solver(cfg: CfgNode, world_size: int) -> list[Finding]:
         findings.append(
             Finding("warning", "SOLVER.WARMUP_ITERS", what, "lower SOLVER.WARMUP_ITERS")
         )
+    elif cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and warmup > min(
+        cfg.SOLVER.STEPS, default=end
+    ):
+        what = f"the warm-up of {warmup} iterations goes on beyond the first step of the learning "
+        what += f"rate, at iteration {min(cfg.SOLVER.STEPS)} (SOLVER.STEPS)"
+        fix = "lower SOLVER.WARMUP_ITERS, or take the steps later"
+        findings.append(Finding("warning", "SOLVER.WARMUP_ITERS", what, fix))
     late = [step for step in cfg.SOLVER.STEPS if step >= end]
     if late and cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
         what = f"the learning rate steps {late} lie at or beyond the end, iteration "
