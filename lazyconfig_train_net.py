@@ -20,15 +20,13 @@ from detectron2.utils.logger import setup_logger
 from alrp.data.datasets.coco_format import class_names
 from alrp.engine import CheckedCheckpointer, argument_parser, dry_run
 from alrp.engine.lazy import (
-    as_cfg_node,
     build_lazy_evaluator,
     build_lazy_parts,
     evaluate_lazy,
     evaluate_lazy_with_tta,
-    run_lazy_command,
-    setup_lazy_config,
     train_lazy,
 )
+from alrp.engine.lazy_command import as_cfg_node, run_lazy_command, setup_lazy_config
 
 
 def main(args):

@@ -20,7 +20,8 @@ from detectron2.layers import ShapeSpec
 
 import alrp
 from alrp.engine.checks.training import published_learning_rate
-from alrp.engine.lazy import as_cfg_node, set_lazy_self_balance_period
+from alrp.engine.lazy import set_lazy_self_balance_period
+from alrp.engine.lazy_command import as_cfg_node
 from alrp.losses import rs_loss
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

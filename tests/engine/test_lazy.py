@@ -15,7 +15,7 @@ from detectron2.config import LazyConfig
 from alrp.engine import argument_parser
 from alrp.engine.checks import check_lazy_values, in_lazy_names
 from alrp.engine.checks.lazy_values import _EXPECTED
-from alrp.engine.lazy import run_lazy_command, setup_lazy_config
+from alrp.engine.lazy_command import run_lazy_command, setup_lazy_config
 from alrp.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from alrp.engine import argument_parser
-from alrp.engine.lazy import run_lazy_command
+from alrp.engine.lazy_command import run_lazy_command
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "COCO-Detection" / "rs_retinanet_R_50_FPN_ATSS_1x.py"

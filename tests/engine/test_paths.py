@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from alrp.engine import argument_parser, setup_config
-from alrp.engine.lazy import setup_lazy_config
+from alrp.engine.lazy_command import setup_lazy_config
 from alrp.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -24,7 +24,7 @@ from alrp.data.datasets.coco_format import register_coco_format
 from alrp.engine import Trainer
 from alrp.engine.checks import check_config, published_learning_rate
 from alrp.engine.checks.lazy_config import check_lazy_config
-from alrp.engine.lazy import as_cfg_node
+from alrp.engine.lazy_command import as_cfg_node
 from alrp.engine.preflight import check
 from alrp.modeling import ALRPRPN, ALRPRetinaNet, ALRPROIHeads, ThresholdedRCNN
 
