@@ -247,6 +247,20 @@ def test_a_config_that_ends_the_process_ends_with_a_message(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "override, meant",
+    [
+        ("SOLVER.BASE_LR=0.1", "optimizer.lr"),
+        ("train.max_itr=5", "train.max_iter"),
+        ("dataloadr.test=5", "one of the config's own"),
+    ],
+)
+def test_a_key_that_is_not_there_brings_the_one_that_is_meant(run, capsys, override, meant):
+    assert run(more=[override]) == 1
+    said = f"error: config: no key {override.split('=')[0]!r}; write {meant}"
+    assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize(
     "yaml, lazy",
     [
         ("set MODEL.ROI_HEADS.NUM_CLASSES 3.", "set model.roi_heads.num_classes=3."),

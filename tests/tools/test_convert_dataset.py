@@ -87,6 +87,9 @@ def test_a_mistake_in_voc_is_named_with_its_field(main, folder, capsys, old, new
         ("0 10 10 5 5", "a.txt, line 1: x y width height must be shares"),
         ("0 0.1 0.1 0.2 0.2 0.3 0.3", "a.txt, line 1: expected 'class x y width height'"),
         ("0 0.5 0.5 nan 0.5", "a.txt, line 1: x y width height must be shares"),
+        ("0 0.5 0.5 1.01 0.5", "a.txt, line 1: x y width height must be shares"),
+        ("0.5 0.5 0.5 0.5 0.5", "a.txt, line 1: expected 'class x y width height'"),
+        ("inf 0.5 0.5 0.5 0.5", "a.txt, line 1: expected 'class x y width height'"),
         ("", "holds no box for the images"),
     ],
 )
@@ -104,6 +107,12 @@ def test_a_photograph_on_its_side_gets_the_size_that_the_loader_sees(main, folde
     content = json.loads((folder / "out.json").read_text())
     assert content["images"][0] == {"id": 1, "file_name": "a.png", "width": 30, "height": 40}
     assert boxes(folder) == [("dog", [0, 16, 15, 8], 0)]
+
+
+def test_numbers_as_numpy_writes_and_rounds_them_are_read(main, folder):
+    (folder / "a.txt").write_text("1.000000e+00 5e-01 0.5 1.000001 0.2\r\n")
+    assert main([*yolo(folder), "--names", "cat", "dog"]) == 0
+    assert boxes(folder) == [("dog", [0, 12, 40, 6], 0)]
 
 
 def test_labels_without_an_image_are_told_of(main, folder, caplog):

@@ -6,6 +6,7 @@ Detectron2, and optionally ``dataloader.coco_format``, a list like ``DATASETS.CO
 
 from __future__ import annotations
 
+import difflib
 from typing import Callable, Iterator, Sequence
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -173,9 +174,14 @@ def _check_keys(cfg: DictConfig, overrides: list[str]) -> None:
             isinstance(node, DictConfig) and (name in node or "_target_" in node)
         )
         if not known and key not in OPTIONAL_KEYS:
+            close = in_lazy_names(key)
+            if close == key and isinstance(node, DictConfig):
+                near = difflib.get_close_matches(name, map(str, node), n=1)
+                close = ".".join(filter(None, (parent, *near))) if near else key
+            meant = f"{close} if that is meant" if close != key else "one of the config's own"
             raise UserError(
-                f"config: no key {key!r}; write one of the config's own as path.key=value, for "
-                "example train.max_iter=1000."
+                f"config: no key {key!r}; write {meant}, as path.key=value, for example "
+                "train.max_iter=1000."
             )
 
 

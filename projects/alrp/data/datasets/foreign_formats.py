@@ -17,6 +17,7 @@ from ...errors import UserError
 from ..image_files import upright_size, why_unreadable
 
 _LOGGER = logging.getLogger(__name__)
+_ROUNDING = 1e-3  # in shares of the image, of a few digits
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -220,8 +221,11 @@ def _yolo_boxes(path: Path, num_classes: int) -> list[tuple[int, float, float, f
             continue
         where, fields = f"{path}, line {number}", line.split()
         try:
-            index, (x, y, w, h) = int(fields[0]), map(float, fields[1:])
-        except ValueError as error:
+            x, y, w, h = map(float, fields[1:])
+            index = int(float(fields[0]))  # NumPy writes 1 as 1.000000
+            if index != float(fields[0]):
+                raise ValueError("a class must be a whole number")
+        except (OverflowError, ValueError) as error:
             raise UserError(
                 f"{where}: expected 'class x y width height', but got {line.strip()[:80]!r}; "
                 "polygons and scores are not read."
@@ -230,7 +234,7 @@ def _yolo_boxes(path: Path, num_classes: int) -> list[tuple[int, float, float, f
             raise UserError(
                 f"{where}: class {index} has no name: there are {num_classes}; complete --names."
             )
-        if not (0 <= x <= 1 and 0 <= y <= 1 and 0 < w <= 1 and 0 < h <= 1):
+        if not (all(-_ROUNDING <= v <= 1 + _ROUNDING for v in (x, y, w, h)) and min(w, h) > 0):
             raise UserError(
                 f"{where}: x y width height must be shares of the image in [0, 1], but are "
                 f"{x:g} {y:g} {w:g} {h:g}; divide pixels by the sides of the image."

@@ -158,7 +158,8 @@ _LAZY_NAMES = {
 _KEYS = "|".join(map(re.escape, _LAZY_NAMES))
 # "set KEY VALUE or KEY VALUE", as one writes it on a command line.
 _COMMAND = re.compile(rf"\b(set|add|try|or) ({_KEYS}) (?!to )")
-_KEY = re.compile(rf"(?<![\w.$/])({_KEYS})(?![\w./]*\w)")
+# A key in quotes is one that a user wrote.
+_KEY = re.compile(rf"(?<![\w.$/'])({_KEYS})(?![\w./]*\w)")
 
 
 def in_lazy_names(message: str) -> str:
