@@ -185,7 +185,8 @@ def test_what_a_killed_process_left_goes_at_the_next_write(tmp_path):
         (b"", "is not valid JSON: it is empty"),
         (b" ", "is not valid JSON: .* at line 1, column 2"),
         (b"\x1f\x8b\x08\0", "it is compressed by gzip: unpack it by gunzip"),
-        (b"PK\x03\x04", "it is a ZIP archive: unpack it"),
+        (b"PK\x03\x04", "it is a ZIP archive, to be unpacked, or a file of torch.save"),
+        (b"\x80\x04\x95", "it is a Python pickle, which can run code: export it as JSON"),
         ('{"images": []}'.encode("utf-16"), "it is text in UTF-16: save it as UTF-8"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS.*git lfs pull"),
         (b"\n<!DOCTYPE html>", "it is HTML or XML, such as the page of a failed download"),
@@ -197,7 +198,7 @@ def test_what_a_killed_process_left_goes_at_the_next_write(tmp_path):
         (b'["a",\n "\\ud83d"]', r"\\ud83d at line 2, column 3 is half of a surrogate pair"),
         (b'["\\uDE00\\ud83d"]', r"\\uDE00 at line 1, column 3 is half"),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_json_that_cannot_be_used_is_explained(tmp_path, content, said):
     path = tmp_path / "a.json"

@@ -22,7 +22,8 @@ NO_SPACE = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your disk quota is 
 _KINDS = (
     (b"version https://git-lfs", "a pointer of Git LFS, not the file itself: run git lfs pull"),
     (b"\x1f\x8b", "compressed by gzip: unpack it by gunzip"),
-    (b"PK\x03\x04", "a ZIP archive: unpack it"),
+    (b"PK\x03\x04", "a ZIP archive, to be unpacked, or a file of torch.save"),
+    (b"\x80", "a Python pickle, which can run code: export it as JSON"),
     (b"\xff\xfe", "text in UTF-16: save it as UTF-8"),
     (b"\xfe\xff", "text in UTF-16: save it as UTF-8"),
     (b"<", "HTML or XML, such as the page of a failed download"),

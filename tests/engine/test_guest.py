@@ -67,6 +67,20 @@ def test_clipping_of_the_whole_model_is_warned_of(shapes, caplog, kind, warned):
     assert ("CLIP_TYPE is 'full_model'" in caplog.text) == warned
 
 
+def test_another_number_of_classes_is_warned_of(shapes, caplog):
+    cfg = tiny_config(str(shapes), "train", 4)
+    cfg.MODEL.RETINANET.NUM_CLASSES = 80
+    with caplog.at_level(logging.WARNING, "alrp"):
+        prepare_config(cfg)
+    assert "the model has 80 classes, but dataset" in caplog.text
+    assert "set MODEL.RETINANET.NUM_CLASSES 3" in caplog.text
+
+
+def test_a_config_without_our_keys_is_told_so():
+    with pytest.raises(UserError, match=r"call alrp.add_alrp_config\(cfg\)"):
+        prepare_config(get_cfg())
+
+
 def own_trainer_keys():
     """Keys of this project that no model reads."""
     plain = get_cfg()

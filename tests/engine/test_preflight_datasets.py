@@ -155,7 +155,8 @@ def test_a_missing_built_in_dataset_points_to_its_environment_variable(cfg):
 def test_a_folder_as_annotation_file_is_found(cfg, train):
     train.json.unlink()
     train.json.mkdir()
-    _assert_one(cfg, "error", str(train.json), "cannot be read")
+    fix = "name the annotation file first in DATASETS.COCO_FORMAT, then the image folder"
+    _assert_one(cfg, "error", str(train.json), "cannot be read", fix)
 
 
 def test_broken_json_is_found_with_line_and_column(cfg, train):
@@ -450,6 +451,9 @@ def test_empty_boxes_of_published_datasets_are_only_warned_about(cfg, train):
 def test_a_missing_image_folder_is_found(cfg, train):
     train.folder.rename(train.folder.with_name("elsewhere"))
     _assert_one(cfg, "error", str(train.folder), "the image folder does not exist")
+    train.folder.touch()
+    what = "this is a file, not a folder of images"
+    _assert_one(cfg, "error", str(train.folder), what, "unpack it, or correct the image folder")
 
 
 @pytest.mark.parametrize("for_training", [True, False])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
 from .. import checkpoint  # noqa: F401  teaches Detectron2 torchvision:// addresses
 from ..data.datasets.coco_format import register_coco_format
+from ..errors import UserError
+from .checks.datasets import check_class_count
 from .checks.keys import changed_keys, value_of
 from .trainer import set_self_balance_period
 
@@ -42,8 +44,14 @@ def prepare_config(cfg: CfgNode) -> CfgNode:
         CfgNode: frozen if ``cfg`` is.
 
     Raises:
-        UserError: if an entry of ``DATASETS.COCO_FORMAT`` or its file is wrong.
+        UserError: if an entry of ``DATASETS.COCO_FORMAT`` or its file is wrong, or the config has
+            not the keys.
     """
+    if "ALRP" not in cfg.MODEL:
+        raise UserError(
+            "prepare_config: the config has no MODEL.ALRP; call alrp.add_alrp_config(cfg) when it "
+            "is new, before any file is merged."
+        )
     register_coco_format(cfg)
     for key in changed_keys(cfg):
         if key in _READ_BY_OUR_TRAINER:
@@ -58,10 +66,20 @@ def prepare_config(cfg: CfgNode) -> CfgNode:
             "does not know; unless your trainer does, set 'norm', the norm of each parameter."
         )
     if cfg.MODEL.ALRP.SELF_BALANCE.PERIOD > 0 or not cfg.DATASETS.TRAIN:
+        _warn_of_class_count(cfg)
         return cfg
     filters = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=filters)
+    _warn_of_class_count(cfg)
     prepared = set_self_balance_period(cfg, len(records))
     if not cfg.is_frozen():
         prepared.defrost()
     return prepared
+
+
+def _warn_of_class_count(cfg: CfgNode) -> None:
+    """Of the training sets whose classes are known; a set that is not read yet may have others."""
+    for name in filter(DatasetCatalog.__contains__, cfg.DATASETS.TRAIN):
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        for finding in check_class_count(cfg, f"dataset {name!r}", classes) if classes else ():
+            _LOGGER.warning(f"{finding.where}: {finding.what}. To fix: {finding.fix}.")

@@ -98,4 +98,6 @@ def _read_json(where: str, path: str) -> tuple[object, list[Finding]]:
         return read_json(path), []
     except UserError as error:
         fix = "mend the file, or export it again as JSON in UTF-8"
+        if os.path.isdir(path):
+            fix = "name the annotation file first in DATASETS.COCO_FORMAT, then the image folder"
         return None, [Finding("error", where, str(error), fix)]

@@ -16,6 +16,7 @@ from ..image_files import upright_size, why_unreadable
 from ..images import DEEP_FIX, TOO_LARGE_FIX, is_deep
 
 _MAX_IMAGES_OPENED = 50
+_MAX_FILES_SEARCHED = 500_000
 _MIN_IMAGE_SIDE = 32  # pixels; the published training set leaves smaller images out
 _SAMPLE_FIXES = {
     "unreadable": "replace these files; copies may have been cut short",
@@ -38,6 +39,9 @@ def check_images(
     where = f"dataset {name!r}, {folder}"
     if not os.path.isdir(folder):
         fix = "correct the image folder in DATASETS.COCO_FORMAT (or DETECTRON2_DATASETS)"
+        if os.path.isfile(folder):
+            fix = f"unpack it, or {fix}"
+            return [Finding("error", where, "this is a file, not a folder of images", fix)]
         return [Finding("error", where, "the image folder does not exist", fix)]
     missing = _missing(images, folder)
     findings = []
@@ -68,7 +72,11 @@ def _missing(images: list[dict], folder: str) -> list[str]:
 def _present_instead(missing: list[str], listed_names: set[str], folder: str) -> str:
     """A file in the folder, or below it, that may be meant by one of the missing names."""
     missing_by_key = {_spelling(name): name for name in reversed(missing)}
+    num_seen = 0
     for parent, _, names in os.walk(folder):
+        num_seen += len(names)
+        if num_seen > _MAX_FILES_SEARCHED:  # such as all of a home folder, by mistake
+            break
         for name in sorted(names):
             path = os.path.relpath(os.path.join(parent, name), folder)
             if path in listed_names or _spelling(name) not in missing_by_key:
