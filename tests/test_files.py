@@ -213,6 +213,14 @@ def test_a_missing_folder_is_not_called_full(tmp_path):
             pass
 
 
+def test_json_may_come_through_a_pipe():
+    reader, writer = os.pipe()
+    os.write(writer, b'{"a": 1}')
+    os.close(writer)
+    assert read_json(f"/dev/fd/{reader}") == {"a": 1}
+    os.close(reader)
+
+
 @pytest.mark.parametrize("path", ["nowhere.json", "."])
 def test_a_file_that_cannot_be_read_is_named(path):
     with pytest.raises(UserError, match=f"{path} cannot be read: "):

@@ -163,7 +163,8 @@ def read_json(path: str | os.PathLike) -> Any:
         UserError: if it cannot be read; the message names the file and the place in it.
     """
     try:
-        kind = kind_of_file(path)
+        # What comes through a pipe can be read once only.
+        kind = kind_of_file(path) if os.path.isfile(path) else ""
         if kind:
             raise UserError(f"{path} is not valid JSON: it is {kind}")
         with open(path, encoding="utf-8") as file:
