@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 import pytest
 import torch
 from torch import nn
 
-from alrp.engine import argument_parser, run_command
+from alrp.engine import Trainer, argument_parser, run_command, setup_config
 from alrp.engine.mixed_precision import MixedPrecisionTrainer
 
+ROOT = Path(__file__).resolve().parents[2]
 BFLOAT16 = {"SOLVER__AMP__ENABLED": True, "SOLVER__AMP__DTYPE": "bfloat16"}
 
 
@@ -46,14 +48,14 @@ def test_products_are_of_the_dtype_and_updates_have_no_scale(dtype):
 
 
 def test_float16_has_a_loss_scale_that_fits_and_bfloat16_none():
-    assert one_step("float16")[0].state_dict()["grad_scaler"]["scale"] == 2.0**13
+    assert one_step("float16")[0].state_dict()["grad_scaler"]["scale"] == 2.0**11
     assert one_step("bfloat16")[0].state_dict()["grad_scaler"] == {}
 
 
 def test_float16_leaves_out_an_update_that_overflows():
-    trainer, change = one_step("float16", value=60000.0)  # times 2^13 is beyond float16
+    trainer, change = one_step("float16", value=60000.0)  # times 2^11 is beyond float16
     assert change == 0.0
-    assert trainer.grad_scaler.get_scale() == 2.0**12
+    assert trainer.grad_scaler.get_scale() == 2.0**10
 
 
 def test_every_optimizer_gets_gradients_without_the_scale():
@@ -64,6 +66,21 @@ def test_every_optimizer_gets_gradients_without_the_scale():
     MixedPrecisionTrainer(model, [torch.full((1, 1), 0.5)], optimizer, "float16").train(0, 1)
     assert seen == [0.5]
     assert optimizer.state[model.layer.weight]["exp_avg"].item() == pytest.approx(0.05)
+
+
+def test_no_update_of_rs_cascade_rcnn_overflows_at_the_first_scale(command_line):
+    """The model with the largest first gradients; on a CPU, where the command refuses float16."""
+    options = {"SOLVER__AMP__ENABLED": True, "SOLVER__MAX_ITER": 1, "DATASETS__TEST": ()}
+    line = command_line(**options)
+    line[1] = str(ROOT / "configs" / "Shapes" / "rs_cascade_rcnn_R_18_FPN.yaml")
+    cfg = setup_config(argument_parser().parse_args(line))
+    Path(cfg.OUTPUT_DIR).mkdir()
+    torch.manual_seed(0)
+    trainer = Trainer(cfg)
+    scaler = trainer._trainer.grad_scaler
+    first_scale = scaler.get_scale()
+    trainer.train()
+    assert scaler.get_scale() == first_scale
 
 
 @pytest.fixture

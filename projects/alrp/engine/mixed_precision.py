@@ -8,10 +8,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, SimpleTrainer
 
-# Gradients that come back through the box head of an R-CNN overflow float16 at a loss scale of 2^15
-# (2^14 with cross entropy). PyTorch starts at 2^16 and would skip the first updates; the scale
-# grows by itself where there is room.
-_FIRST_LOSS_SCALE = 2.0**13
+# The first gradients in the box heads of R-CNNs overflow float16 at higher loss scales: on the
+# generated scenes from 2^12 on with RS Cascade R-CNN, from 2^14 with cross entropy, from 2^15 with
+# aLRP. PyTorch starts at 2^16 and would skip the first updates; the scale grows by itself where
+# there is room.
+_FIRST_LOSS_SCALE = 2.0**11
 
 
 def iteration_trainer(cfg: CfgNode, model, data_loader, optimizer) -> SimpleTrainer:
