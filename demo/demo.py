@@ -26,6 +26,7 @@ from alrp.data.images import read_image
 from alrp.engine import load_trained_model, setup_config
 from alrp.engine.thresholds import by_class_index, detection_thresholds_of, read_thresholds
 from alrp.errors import UserError, exit_status
+from alrp.files import replacing
 
 RESULTS = Path("inference", "lrp_results.json")  # what an evaluation leaves beside the weights
 CONFIDENCE = 0.5  # least score drawn if nothing better is known
@@ -145,6 +146,16 @@ def draw(image: np.ndarray, instances, names: list) -> np.ndarray:
     return picture.get_image()
 
 
+def make_folder(path: str) -> None:
+    """Make a folder if it is absent; UserError if that cannot be done."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--output: {path} cannot be made ({error.strerror}); name another folder."
+        ) from error
+
+
 def run(args) -> None:
     """Detect and draw; UserError if something given does not fit."""
     paths = output_paths(args.input, args.output)
@@ -153,7 +164,7 @@ def run(args) -> None:
     scores = least_scores(args, cfg, model, names or []).double().cpu()
     found = detection_thresholds_of(model)
     mapper = build_mapper(cfg, is_train=False)
-    os.makedirs(args.output, exist_ok=True)
+    make_folder(args.output)
     for name, path in paths.items():
         picture = read_image(name, "RGB")
         # Resized as in an evaluation; and with an image_id the model gives all that it detects.
@@ -163,7 +174,8 @@ def run(args) -> None:
         least = scores[instances.pred_classes] if scores.ndim else scores.expand(len(instances))
         drawn = instances[instances.scores.double() >= least]
         drawn = found[1].with_shown_scores(drawn) if found else drawn
-        Image.fromarray(draw(picture, drawn, names or [])).save(path)
+        with replacing(path) as file:
+            Image.fromarray(draw(picture, drawn, names or [])).save(file, "PNG")
         print(f"{name}: {len(drawn)} objects, see {path}")
         if not len(drawn):
             print(f"  {why_nothing(instances, least)}")

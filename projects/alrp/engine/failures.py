@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import sys
@@ -26,6 +27,11 @@ _FROM_GLOO = re.compile(r"\[\S+\.cc:\d+\] ")
 _DIVERGED = re.compile(r"Loss became infinite or NaN|Training has diverged")  # of Detectron2
 # Of a GPU: PyTorch's allocator, and CUDA itself.
 _NO_MEMORY = re.compile(r"CUDA (?:error: )?out of memory")
+_NO_CPU_MEMORY = re.compile(r"DefaultCPUAllocator: (?:can't allocate|not enough) memory")
+# Loader workers hand tensors over in shared memory, of which containers have little.
+_NO_SHARED_MEMORY = re.compile(r"killed by signal: Bus error|unable to \w+[^\n]*</?torch_\d")
+# Errors of a disk or a network drive, if a file is named; a missing file may be a bug.
+_OF_THE_DISK = {errno.EACCES, errno.EIO, errno.EPERM, errno.EROFS, errno.ESTALE}
 
 _LOADER = "torch.utils.data.dataloader"
 CONNECTION_LOST = "the connection to another process was lost"
@@ -84,7 +90,17 @@ def _explain_alone(error: BaseException) -> Failure | None:
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         where = f" ({error.filename})" if error.filename else ""
         return Failure(f"{NO_SPACE[error.errno]}{where}; free space there", from_outside=True)
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK and error.filename:
+        message = f"{error.filename} cannot be read or written: {error.strerror}; look at the disk "
+        return Failure(f"{message}and the rights of the file", from_outside=True)
+    if isinstance(error, MemoryError) or _NO_CPU_MEMORY.search(text):
+        message = "this machine has too little memory; lower SOLVER.IMS_PER_BATCH, or set "
+        return Failure(f"{message}SOLVER.MICRO_BATCH_SIZE 1", from_outside=True)
     if isinstance(error, RuntimeError):
+        if _NO_SHARED_MEMORY.search(text):
+            message = "a loader worker found too little shared memory (/dev/shm); give a container "
+            message += "more by --shm-size, or take fewer loader workers"
+            return Failure(message, from_outside=True)
         worker = _WORKER_DIED.search(text)
         if worker:
             how = f"{worker[1]}; " if worker[1] else ""
