@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import re
@@ -142,9 +143,9 @@ def start():
 
     yield begin
     for process in started:
-        if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.wait()
         process.stdout.close()
 
 
@@ -188,4 +189,18 @@ def test_a_signal_to_the_parent_ends_its_processes(start, kind, number, said):
     process.send_signal(number)
     output = process.communicate(timeout=120)[0]
     assert said in output and "Traceback" not in output and "leaked" not in output
+    assert not any(map(is_running, processes_in(lines)))
+
+
+@pytest.mark.slow
+def test_processes_that_hear_no_signal_end_with_a_command_that_is_killed(start):
+    """As those that wait for a GPU."""
+    process, lines = start("deaf"), ""
+    while len(processes_in(lines)) < 2:
+        lines += process.stdout.readline()
+    time.sleep(0.5)
+    process.kill()
+    deadline = time.monotonic() + 60
+    while any(map(is_running, processes_in(lines))) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert not any(map(is_running, processes_in(lines)))

@@ -31,6 +31,7 @@ def main(args):
             sys.exit(5)
     if args.kind == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     if args.kind in ("deaf", "signalled"):
         time.sleep(300)
     comm.synchronize()

@@ -17,7 +17,7 @@ from typing import Callable, Iterator
 from urllib.parse import urlsplit
 import torch.distributed as dist
 import torch.multiprocessing
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing import ProcessRaisedException, _prctl_pr_set_pdeathsig
 
 from detectron2.engine.launch import DEFAULT_TIMEOUT, _distributed_worker
 
@@ -125,6 +125,8 @@ def world_size(args) -> int:
 
 def _run(local_rank: int, main: Callable, args, url: str, outcomes) -> None:
     """What a process does; its failure goes to the queue ``outcomes``."""
+    # If the command is killed. PyTorch asks for SIGINT, which nobody hears who waits for a GPU.
+    _prctl_pr_set_pdeathsig(signal.SIGKILL)
     if are_linked(url, args.num_machines):
         # As under PyTorch's own launcher: process 0 does not keep the store, see Machines.
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
