@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from alrp.checkpoint import CheckedCheckpointer, last_checkpoint
+from alrp.checkpoint.pixels import other_pixels
 from alrp.checkpoint.training_state import resumable_state
 from alrp.errors import UserError
 from alrp.losses import SelfBalance
@@ -85,6 +86,27 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_older_one(tmp_path):
 def test_a_folder_without_checkpoints_has_none(tmp_path):
     assert last_checkpoint(str(tmp_path)) is None
     assert last_checkpoint(str(tmp_path / "nowhere")) is None
+
+
+@pytest.mark.parametrize(
+    "address, mean, std, wanted",
+    [
+        ("detectron2://ImageNetPretrained/MSRA/R-50.pkl", (103.5, 116.3, 123.7), 1.0, ""),
+        ("detectron2://ImageNetPretrained/MSRA/R-50.pkl", (123.7, 116.3, 103.5), 1.0, "BGR"),
+        ("detectron2://ImageNetPretrained/MSRA/R-50.pkl", (103.5, 116.3, 123.7), 58.0, "BGR"),
+        ("torchvision://resnet50", (123.7, 116.3, 103.5), 58.0, ""),
+        ("torchvision://resnet50", (103.5, 116.3, 123.7), 58.0, "RGB"),
+        ("detectron2://ImageNetPretrained/torchvision/R-50.pkl", (123.7, 116.3, 103.5), 1.0, "RGB"),
+        ("output/of_torchvision/model_final.pth", (103.5, 116.3, 123.7), 1.0, ""),
+    ],
+)
+def test_pixels_that_weights_were_not_trained_on_are_told_of(address, mean, std, wanted):
+    detector = Detector()
+    detector.pixel_mean = torch.tensor(mean).view(3, 1, 1)
+    detector.pixel_std = torch.full((3, 1, 1), std)
+    assert other_pixels(detector, address).startswith(f"INPUT.FORMAT {wanted}" if wanted else "")
+    assert bool(other_pixels(detector, address)) == bool(wanted)
+    assert other_pixels(Detector(), address) == ""
 
 
 def test_a_damaged_last_checkpoint_brings_the_name_of_an_earlier_one(tmp_path):

@@ -424,6 +424,17 @@ def test_a_dataset_without_its_own_files_in_the_catalog_is_not_opened(cfg):
     }
 
 
+@pytest.mark.parametrize("metric", ["bbox/AP", ""])
+def test_a_best_metric_needs_objects_in_the_test_set(cfg, val, metric):
+    cfg.TEST.BEST_METRIC = metric
+    del val.content["annotations"]
+    val.write()
+    if metric:
+        _assert_one(cfg, "error", "TEST.BEST_METRIC", "cannot be measured", "with annotations")
+    else:
+        assert check_datasets(cfg, for_training=True) == []
+
+
 def test_a_test_set_of_a_function_needs_class_names(cfg):
     name = "preflight_test_unnamed"
     DatasetCatalog.register(name, lambda: [])

@@ -21,6 +21,7 @@ from .conversion import (
     timm_backbone,
     without_prefix,
 )
+from .pixels import other_pixels
 from .published import has_published_names
 from .resnet import is_torchvision_resnet, torchvision_to_detectron2
 from .serialization import read_checkpoint, read_zoo_pickle, split_checkpoint, write_checkpoint
@@ -129,6 +130,12 @@ class CheckedCheckpointer(DetectionCheckpointer):
                 "MODEL.WEIGHTS to a file."
             )
         fetch_checkpoint(path)
+        wanted = other_pixels(self.model, path)
+        if wanted:
+            self.logger.warning(
+                f"{path} was trained on other pixels than the model gives it, which costs accuracy "
+                f"without a further word: set {wanted}."
+            )
         try:
             return super().load(path, *args, **kwargs)
         except UserError:

@@ -129,6 +129,11 @@ class BestMetric(hooks.BestCheckpointer):
             else:
                 measured = sorted(filter(_is_of_all_classes, self.trainer.storage.latest()))
         self._num_worse, measured = comm.all_gather((self._num_worse, measured))[0]
+        if measured == []:
+            raise UserError(
+                f"TEST.BEST_METRIC: {self._val_metric!r} is not measured, nor anything else; name "
+                "a test set with annotations, or set TEST.BEST_METRIC ''."
+            )
         if measured is not None:
             raise UserError(
                 f"TEST.BEST_METRIC: {self._val_metric!r} is not measured; set TEST.BEST_METRIC to "

@@ -37,6 +37,9 @@ def check_datasets(cfg: CfgNode, *, for_training: bool) -> list[Finding]:
     if for_training:
         findings += _check_labelled(cfg, [s for n, s in summaries.items() if n in train_names])
         findings += _check_overlap(cfg, summaries)
+        findings += _check_measured(
+            cfg, [s for n, s in summaries.items() if n in cfg.DATASETS.TEST]
+        )
     return findings + _check_evaluable(cfg)
 
 
@@ -53,6 +56,15 @@ def _check_overlap(cfg: CfgNode, summaries: dict[str, CocoSummary]) -> list[Find
             fix = "name a set of other images, unless this is meant"
             findings.append(Finding("warning", "DATASETS.TEST", what, fix))
     return findings
+
+
+def _check_measured(cfg: CfgNode, summaries: list[CocoSummary]) -> list[Finding]:
+    """There are objects to measure the metric by which weights are kept."""
+    if not cfg.TEST.BEST_METRIC or any(s.class_names is None or s.num_labelled for s in summaries):
+        return []
+    what = f"{cfg.TEST.BEST_METRIC!r} cannot be measured without an object in a test set"
+    fix = "name a set with annotations in DATASETS.TEST, or set TEST.BEST_METRIC ''"
+    return [Finding("error", "TEST.BEST_METRIC", what, fix)]
 
 
 def _check_evaluable(cfg: CfgNode) -> list[Finding]:
