@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import numpy as np
 import re
 import pytest
@@ -9,7 +10,7 @@ import torch
 from helpers.loss_cases import both, errors_for, total
 from torch.testing import assert_close
 
-from alrp.losses import alrp_loss, ap_loss
+from alrp.losses import alrp_loss, ap_loss, class_targets, localization_error, rs_loss
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 
@@ -41,6 +42,35 @@ def test_delta_must_lie_in_its_range(loss, delta, targets):
     targets = torch.tensor(targets)
     with pytest.raises(ValueError, match=re.escape(f"1e-30 and 1e+30, but is {delta};")):
         total(loss, torch.zeros(2), targets, errors_for(targets), delta=delta)
+
+
+RANKED = {"logits": torch.zeros(2), "targets": torch.tensor([1, 0])}
+FUNCTIONS = {
+    alrp_loss: {**RANKED, "loc_errors": torch.zeros(1)},
+    ap_loss: RANKED,
+    rs_loss: {**RANKED, "ious": torch.zeros(1)},
+    localization_error: dict.fromkeys(["pred_boxes", "gt_boxes"], torch.zeros(1, 4)),
+    functools.partial(class_targets, num_classes=2): {"gt_classes": torch.tensor([1, 2])},
+}
+ARGUMENTS = [(function, name) for function, inputs in FUNCTIONS.items() for name in inputs]
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.Tensor.tolist], ids=["array", "list"])
+@pytest.mark.parametrize("function, name", ARGUMENTS)
+def test_what_is_no_tensor_is_named(function, name, convert):
+    inputs = FUNCTIONS[function]
+    function(**inputs)
+    with pytest.raises(TypeError, match=f"{name} must be a tensor, but is a (ndarray|list);"):
+        function(**{**inputs, name: convert(inputs[name])})
+
+
+@pytest.mark.parametrize(
+    "function, name", [pair for pair in ARGUMENTS if len(FUNCTIONS[pair[0]]) > 1]
+)
+def test_tensors_on_two_devices_are_named(function, name):
+    inputs = FUNCTIONS[function]
+    with pytest.raises(ValueError, match="are on (cpu|meta), but .* on (cpu|meta); move them"):
+        function(**{**inputs, name: inputs[name].to("meta")})
 
 
 BAD_INPUTS = {

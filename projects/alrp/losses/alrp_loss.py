@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .backends.choice import backend
-from .inputs import FLOAT_DTYPES, checked_logits, result_dtype
+from .inputs import FLOAT_DTYPES, check_tensors, checked_logits, result_dtype
 from .ranking import ErrorDriven, ValuePerPositive, rank_positives
 from .uncompiled import uncompiled
 
@@ -78,8 +78,9 @@ def alrp_loss(
         errors, but at least float32. Without positives both parts are 0, with zero gradients.
 
     Raises:
-        ValueError: on a wrong shape, dtype or length, a ``delta`` outside its range, an ``eps``
-            that is negative or not finite, or negative localisation errors.
+        TypeError: if an input is no tensor.
+        ValueError: on a wrong shape, dtype, device or length, a ``delta`` outside its range, an
+            ``eps`` that is negative or not finite, or negative localisation errors.
         FloatingPointError: if a valid logit or a localisation error is NaN or Inf, if a positive's
             logit exceeds 1e12 ``delta`` (2e3 on MPS), or if another process of the group refused
             its inputs.
@@ -89,6 +90,7 @@ def alrp_loss(
         >>> output = alrp_loss(logits, torch.tensor([1, 1, 0, 0]), torch.tensor([0.2, 0.6]))
         >>> (output.cls + output.loc).backward()
     """
+    check_tensors(logits=logits, loc_errors=loc_errors)
     if loc_errors.dim() != 1 or loc_errors.dtype not in FLOAT_DTYPES:
         raise ValueError(
             f"loc_errors must be 1-D and floating point, but are {loc_errors.dtype} of shape "

@@ -36,7 +36,8 @@ def ap_loss(
         positives 0, with zero gradients.
 
     Raises:
-        ValueError: on a wrong shape or dtype, or a ``delta`` outside its range.
+        TypeError: if an input is no tensor.
+        ValueError: on a wrong shape, dtype or device, or a ``delta`` outside its range.
         FloatingPointError: as :func:`alrp.losses.alrp_loss`.
 
     Example:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .inputs import check_tensors
+
 
 def class_targets(gt_classes: Tensor, num_classes: int) -> Tensor:
     """Targets of the ranking losses, from the class of each candidate.
@@ -23,6 +25,7 @@ def class_targets(gt_classes: Tensor, num_classes: int) -> Tensor:
         else 0. One-hot encoding would take eight times the memory.
 
     Raises:
+        TypeError: if it is no tensor.
         ValueError: on a wrong shape or dtype. On a CPU also for a class out of range; on a GPU,
             which the check would stall, such a candidate counts as background.
 
@@ -30,6 +33,7 @@ def class_targets(gt_classes: Tensor, num_classes: int) -> Tensor:
         >>> class_targets(torch.tensor([1, 2, -1]), num_classes=2).view(3, 2).tolist()
         [[0, 1], [0, 0], [-1, -1]]
     """
+    check_tensors(gt_classes=gt_classes)
     if gt_classes.dim() != 1 or gt_classes.is_floating_point() or gt_classes.is_complex():
         raise ValueError(
             f"gt_classes must be (Q,) integers, but are {gt_classes.dtype} of shape "

@@ -14,6 +14,22 @@ class NonFiniteError(FloatingPointError):
     """Values that a loss was given are NaN, infinite or too large, as when a training diverges."""
 
 
+def check_tensors(**inputs: Tensor) -> None:
+    """Raise a TypeError unless all are tensors, a ValueError unless they are on one device."""
+    first = next(iter(inputs))
+    for name, value in inputs.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name} must be a tensor, but is a {type(value).__name__}; convert it with "
+                "torch.as_tensor."
+            )
+        if value.device != inputs[first].device:
+            raise ValueError(
+                f"{first} are on {inputs[first].device}, but {name} on {value.device}; move them "
+                "to one device."
+            )
+
+
 def checked_logits(logits: Tensor, targets: Tensor, delta: float) -> Tensor:
     """Check shapes, dtypes and delta; return the logits in at least float32.
 
@@ -21,8 +37,10 @@ def checked_logits(logits: Tensor, targets: Tensor, delta: float) -> Tensor:
     and rounded only after the scale of mixed precision has been applied.
 
     Raises:
-        ValueError: on a wrong shape, dtype or delta.
+        TypeError: if one is no tensor.
+        ValueError: on a wrong shape, dtype, device or delta.
     """
+    check_tensors(logits=logits, targets=targets)
     if logits.dim() != 1 or targets.shape != logits.shape:
         raise ValueError(
             "logits and targets must be 1-D and of one length, but have shapes "

@@ -6,6 +6,8 @@ import math
 import torch
 from torch import Tensor
 
+from .inputs import check_tensors
+
 
 def localization_error(
     pred_boxes: Tensor, gt_boxes: Tensor, *, tau: float = 0.5, eps: float = 1e-6
@@ -31,9 +33,11 @@ def localization_error(
         :func:`alrp.losses.alrp_loss` refuses NaN anyway.
 
     Raises:
-        ValueError: on a wrong shape, ``tau`` outside [0, 1), ``eps`` that is negative or not
-            finite, or, on the CPU, ground truth with ``x2 < x1`` or ``y2 < y1``.
+        TypeError: if one is no tensor.
+        ValueError: on a wrong shape or device, ``tau`` outside [0, 1), ``eps`` that is negative or
+            not finite, or, on the CPU, ground truth with ``x2 < x1`` or ``y2 < y1``.
     """
+    check_tensors(pred_boxes=pred_boxes, gt_boxes=gt_boxes)
     if pred_boxes.dim() != 2 or pred_boxes.shape[1] != 4 or pred_boxes.shape != gt_boxes.shape:
         raise ValueError(
             "pred_boxes and gt_boxes must both be (P, 4), but are "

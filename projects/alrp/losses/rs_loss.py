@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from .backends.choice import backend
 from .backends.interface import HARD_STEP, RSValues
-from .inputs import FLOAT_DTYPES, checked_logits
+from .inputs import FLOAT_DTYPES, check_tensors, checked_logits
 from .ranking import Ranking, ValuePerPositive, gradient_of_logits, rank_positives
 from .uncompiled import uncompiled
 
@@ -68,8 +68,9 @@ def rs_loss(
         positives both are 0, with zero gradients.
 
     Raises:
-        ValueError: on a wrong shape, dtype or length, a ``delta`` outside its range, or IoUs
-            outside [0, 1].
+        TypeError: if an input is no tensor.
+        ValueError: on a wrong shape, dtype, device or length, a ``delta`` outside its range, or
+            IoUs outside [0, 1].
         FloatingPointError: if a valid logit or an IoU is NaN or Inf, if a positive's logit exceeds
             1e12 ``delta`` (2e3 on MPS), or if another process of the group refused its inputs.
 
@@ -78,6 +79,7 @@ def rs_loss(
         >>> output = rs_loss(logits, torch.tensor([1, 1, 0, 0]), torch.tensor([0.5, 0.9]))
         >>> (output.ranking + output.sorting).backward()
     """
+    check_tensors(logits=logits, ious=ious)
     if ious.dim() != 1 or ious.dtype not in FLOAT_DTYPES:
         raise ValueError(
             f"ious must be 1-D and floating point, but are {ious.dtype} of shape "
