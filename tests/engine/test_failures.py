@@ -46,6 +46,16 @@ WORKER = "DataLoader worker (pid 12) is killed by signal: Killed. "
             True,
         ),
         (
+            RuntimeError("unable to open shared memory object </torch_1_2>: Too many open files"),
+            "loader workers hold too many files open",
+            True,
+        ),
+        (
+            RuntimeError("received 0 items of ancdata"),
+            "loader workers hold too many files open",
+            True,
+        ),
+        (
             RuntimeError("[enforce fail at x.cpp:1] DefaultCPUAllocator: can't allocate memory: "),
             "this machine has too little memory; lower SOLVER.IMS_PER_BATCH",
             True,

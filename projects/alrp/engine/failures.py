@@ -27,9 +27,28 @@ _FROM_GLOO = re.compile(r"\[\S+\.cc:\d+\] ")
 _DIVERGED = re.compile(r"Loss became infinite or NaN|Training has diverged")  # of Detectron2
 # Of a GPU: PyTorch's allocator, and CUDA itself.
 _NO_MEMORY = re.compile(r"CUDA (?:error: )?out of memory")
-_NO_CPU_MEMORY = re.compile(r"DefaultCPUAllocator: (?:can't allocate|not enough) memory")
-# Loader workers hand tensors over in shared memory, of which containers have little.
-_NO_SHARED_MEMORY = re.compile(r"killed by signal: Bus error|unable to \w+[^\n]*</?torch_\d")
+_NO_CPU_MEMORY = (
+    "this machine has too little memory; lower SOLVER.IMS_PER_BATCH, or set "
+    "SOLVER.MICRO_BATCH_SIZE 1"
+)
+# What PyTorch says of want on this machine, and what is said of it here; the first that fits.
+_WANTS = (
+    (
+        re.compile(r"unable to [^\n]*</?torch_\d[^\n]*Too many open files|0 items of ancdata"),
+        "loader workers hold too many files open; raise the limit by ulimit -n, or take fewer "
+        "loader workers",
+    ),
+    # Loader workers hand tensors over in shared memory, of which containers have little.
+    (
+        re.compile(r"killed by signal: Bus error|unable to \w+[^\n]*</?torch_\d"),
+        "a loader worker found too little shared memory (/dev/shm); give a container more by "
+        "--shm-size, or take fewer loader workers",
+    ),
+    (
+        re.compile(r"DefaultCPUAllocator: (?:can't allocate|not enough) memory"),
+        _NO_CPU_MEMORY,
+    ),
+)
 # Errors of a disk or a network drive, if a file is named; a missing file may be a bug.
 _OF_THE_DISK = {errno.EACCES, errno.EIO, errno.EPERM, errno.EROFS, errno.ESTALE}
 
@@ -93,14 +112,12 @@ def _explain_alone(error: BaseException) -> Failure | None:
     if isinstance(error, OSError) and error.errno in _OF_THE_DISK and error.filename:
         message = f"{error.filename} cannot be read or written: {error.strerror}; look at the disk "
         return Failure(f"{message}and the rights of the file", from_outside=True)
-    if isinstance(error, MemoryError) or _NO_CPU_MEMORY.search(text):
-        message = "this machine has too little memory; lower SOLVER.IMS_PER_BATCH, or set "
-        return Failure(f"{message}SOLVER.MICRO_BATCH_SIZE 1", from_outside=True)
+    if isinstance(error, MemoryError):
+        return Failure(_NO_CPU_MEMORY, from_outside=True)
     if isinstance(error, RuntimeError):
-        if _NO_SHARED_MEMORY.search(text):
-            message = "a loader worker found too little shared memory (/dev/shm); give a container "
-            message += "more by --shm-size, or take fewer loader workers"
-            return Failure(message, from_outside=True)
+        want = next((message for pattern, message in _WANTS if pattern.search(text)), None)
+        if want:
+            return Failure(want, from_outside=True)
         worker = _WORKER_DIED.search(text)
         if worker:
             how = f"{worker[1]}; " if worker[1] else ""
