@@ -444,6 +444,24 @@ def test_a_test_set_of_a_function_needs_class_names(cfg):
     assert check_datasets(cfg, for_training=True) == []
 
 
+def test_a_function_may_set_its_class_names_when_it_is_called(cfg):
+    name = "preflight_test_named_late"
+
+    def read() -> list:  # as Detectron2's load_coco_json does
+        MetadataCatalog.get(name).thing_classes = ["disc", "square"]
+        return []
+
+    DatasetCatalog.register(name, read)
+    cfg.DATASETS.TEST = (name,)
+    assert check_datasets(cfg, for_training=True) == []
+
+
+def test_a_best_metric_with_an_unknown_test_set_brings_no_error_of_objects(cfg):
+    cfg.TEST.BEST_METRIC, cfg.DATASETS.TEST = "bbox/AP", ("preflight_test_unknown",)
+    findings = check_datasets(cfg, for_training=True)
+    assert [finding.where for finding in findings] == ["DATASETS.TEST"]
+
+
 def test_empty_boxes_of_published_datasets_are_only_warned_about(cfg, train):
     name = "coco_2017_train"
     train.set_boxes([5, 5, 4, 0])

@@ -37,9 +37,7 @@ def check_datasets(cfg: CfgNode, *, for_training: bool) -> list[Finding]:
     if for_training:
         findings += _check_labelled(cfg, [s for n, s in summaries.items() if n in train_names])
         findings += _check_overlap(cfg, summaries)
-        findings += _check_measured(
-            cfg, [s for n, s in summaries.items() if n in cfg.DATASETS.TEST]
-        )
+        findings += _check_measured(cfg, summaries)
     return findings + _check_evaluable(cfg)
 
 
@@ -58,9 +56,13 @@ def _check_overlap(cfg: CfgNode, summaries: dict[str, CocoSummary]) -> list[Find
     return findings
 
 
-def _check_measured(cfg: CfgNode, summaries: list[CocoSummary]) -> list[Finding]:
+def _check_measured(cfg: CfgNode, summaries: dict[str, CocoSummary]) -> list[Finding]:
     """There are objects to measure the metric by which weights are kept."""
-    if not cfg.TEST.BEST_METRIC or any(s.class_names is None or s.num_labelled for s in summaries):
+    names = cfg.DATASETS.TEST
+    # Without a test set, or with one of an unknown name, another check has said so.
+    if not cfg.TEST.BEST_METRIC or not names or not summaries.keys() >= set(names):
+        return []
+    if any(summaries[n].class_names is None or summaries[n].num_labelled for n in names):
         return []
     what = f"{cfg.TEST.BEST_METRIC!r} cannot be measured without an object in a test set"
     fix = "name a set with annotations in DATASETS.TEST, or set TEST.BEST_METRIC ''"
@@ -72,7 +74,11 @@ def _check_evaluable(cfg: CfgNode) -> list[Finding]:
     findings = []
     for name in filter(DatasetCatalog.__contains__, cfg.DATASETS.TEST):
         metadata = MetadataCatalog.get(name)
-        if not metadata.get("json_file") and not metadata.get("thing_classes"):
+        if metadata.get("json_file"):
+            continue
+        if not metadata.get("thing_classes"):
+            DatasetCatalog.get(name)  # a function may set them when it is called
+        if not metadata.get("thing_classes"):
             what = f"dataset {name!r} has no class names, without which it cannot be evaluated"
             fix = f"in Python, set MetadataCatalog.get({name!r}).thing_classes to a list of them"
             findings.append(Finding("error", "DATASETS.TEST", what, fix))
@@ -173,8 +179,8 @@ def _check_class_labels(summaries: list[CocoSummary]) -> list[Finding]:
     labelled = [summary.labelled_classes for summary in summaries]
     if None in labelled:
         return []
-    names = summaries[0].class_names
-    empty = [repr(name) for name in names if name not in frozenset().union(*labelled)]
+    names, learned = summaries[0].class_names, frozenset().union(*labelled)
+    empty = [repr(name) for name in names if name not in learned]
     if not empty:
         return []
     what = f"{len(empty)} of {len(names)} classes have no box to learn from: {listed(empty)}"

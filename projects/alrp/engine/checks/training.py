@@ -103,7 +103,8 @@ def _check_learning_rate(cfg: CfgNode) -> list[Finding]:
 def check_device(cfg: CfgNode, *, for_training: bool, world_size: int = 1) -> list[Finding]:
     """The device is there for each process, and can do the mixed precision that is asked for."""
     name = cfg.MODEL.DEVICE
-    device = _usable_device(name)
+    # Matchers need float64.
+    device = _usable_device(name, torch.float64 if for_training else torch.float32)
     if device is None:
         what = f"expected cpu, cuda or cuda:N, but got {name!r}"
         return [Finding("error", "MODEL.DEVICE", what, "set MODEL.DEVICE cpu or cuda")]
@@ -131,15 +132,15 @@ def check_device(cfg: CfgNode, *, for_training: bool, world_size: int = 1) -> li
     return findings
 
 
-def _usable_device(name: str) -> torch.device | None:
-    """The device of that name; None if there is none, or losses cannot be summed in float64 there.
+def _usable_device(name: str, dtype: torch.dtype) -> torch.device | None:
+    """The device of that name; None if there is none, or it has no tensors of that dtype.
 
     Whether there is a GPU is not looked at, as CUDA would start in this process.
     """
     try:
         device = torch.device(name)
         if device.type != "cuda":
-            torch.zeros(1, dtype=torch.float64, device=device)
+            torch.zeros(1, dtype=dtype, device=device)
     except Exception:  # each type of device has its own
         return None
     return None if device.type == "meta" else device
