@@ -104,19 +104,24 @@ class CheckedCheckpointer(DetectionCheckpointer):
         self._resumes = resume and self.has_checkpoint()
         self.complete = self.complete or self._resumes
         extra = super().resume_or_load(path, resume=self._resumes)
-        if not self._resumes and not path:
-            frozen = [n for n, p in self.model.named_parameters() if not p.requires_grad]
-            if frozen:
-                self.logger.warning(
-                    f"Weights are random, and {len(frozen)} parameters are frozen, such as "
-                    f"{frozen[0]}: they stay random. Set MODEL.BACKBONE.FREEZE_AT to 0 "
-                    "(a LazyConfig: freeze_at of the backbone), or name weights to start from."
-                )
         if not self._resumes:
+            if not path:
+                self._warn_of_frozen_parameters()
             for module in self.model.modules():
                 if isinstance(module, SelfBalance):
                     module.reset()
         return extra
+
+    def _warn_of_frozen_parameters(self) -> None:
+        """Parameters that no weights are loaded into, and no training changes."""
+        frozen = [n for n, p in self.model.named_parameters() if not p.requires_grad]
+        if frozen:
+            self.logger.warning(
+                f"MODEL.WEIGHTS is empty, and {len(frozen)} parameters are frozen, such as "
+                f"{frozen[0]}: they stay random, unless the model brings trained ones itself. Set "
+                "MODEL.BACKBONE.FREEZE_AT 0 (a LazyConfig: freeze_at of the backbone), or name "
+                "weights to start from."
+            )
 
     def load(self, path: str, *args, **kwargs) -> dict[str, Any]:
         """As the parent.
@@ -133,8 +138,8 @@ class CheckedCheckpointer(DetectionCheckpointer):
         wanted = other_pixels(self.model, path)
         if wanted:
             self.logger.warning(
-                f"{path} was trained on other pixels than the model gives it, which costs accuracy "
-                f"without a further word: set {wanted}."
+                f"{path} was trained on other pixels than the model gives it, which costs "
+                f"accuracy: set {wanted}."
             )
         try:
             return super().load(path, *args, **kwargs)

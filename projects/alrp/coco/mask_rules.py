@@ -20,25 +20,30 @@ def check_segmentations(where: str, annotations: list, purpose) -> list[Finding]
     for i, annotation in enumerate(annotations):
         mask = annotation.get("segmentation")
         if not mask:
-            missing.append(annotation_name(annotation, i))
+            missing.append(i)
         elif not is_segmentation(mask):
-            broken.append(f"{annotation_name(annotation, i)}: {shown(mask, 80)}")
+            broken.append(i)
         elif isinstance(mask, dict) and not annotation.get("iscrowd", 0):
-            encoded.append(annotation_name(annotation, i))
+            encoded.append(i)
+
+    def name(i: int) -> str:
+        return annotation_name(annotations[i], i)
+
     findings = []
     if encoded and purpose.masks and purpose.polygons:
         what = f"INPUT.MASK_FORMAT is 'polygon', but {len(encoded)} annotations are run-length "
-        what += f"encoded: {listed(encoded)}"
+        what += f"encoded: {listed(encoded, name)}"
         findings.append(Finding("error", where, what, "set INPUT.MASK_FORMAT bitmask"))
     if missing and purpose.masks:
         what = f"MODEL.MASK_ON needs segmentation, but {len(missing)} annotations have none: "
-        what += listed(missing)
+        what += listed(missing, name)
         fix = "set MODEL.MASK_ON False, or add polygons to these annotations"
         findings.append(Finding("error", where, what, fix))
     if broken:
+        masks = listed(broken, lambda i: f"{name(i)}: {shown(annotations[i]['segmentation'], 80)}")
         what = "expected polygons [[x1, y1, x2, y2, x3, y3, ...], ...] of three points or more, or "
         what += f"a run-length encoding, as 'segmentation', but {len(broken)} annotations have "
-        what += f"something else: {listed(broken)}"
+        what += f"something else: {masks}"
         fix = "correct these segmentations"
         if not purpose.masks:
             what += "; Detectron2's loader leaves out such annotations, boxes included, or fails"

@@ -132,7 +132,7 @@ def _check_scores(where: str, scores: list) -> list[Finding]:
         return []
     what = f"{len(outside)} of {len(scores)} scores lie outside of [0, 1]: "
     what += listed(outside, lambda i: f"detection {i} has {scores[i]!r}")
-    what += "; thresholds are in the same unit, and no calibration error is given"
+    what += "; thresholds are in the same unit, and these classes have no calibration error"
     return [Finding("warning", where, what, "write probabilities if these are percent or logits")]
 
 

@@ -22,10 +22,10 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 def why_unreadable(path: str, error: Exception) -> str:
     """What a file is that was refused as an image, or else what the reader said of it."""
+    if isinstance(error, OSError) and error.strerror:  # it could not be opened
+        return error.strerror
     try:
         kind = kind_of_file(path)
-    except OSError:  # a folder, a link to nothing, a file of another user
+    except OSError:  # of a path that is no local one
         kind = ""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
     return f"the file is {kind}" if kind else str(error)

@@ -155,9 +155,8 @@ def _check_earlier_training(cfg: CfgNode, args) -> list[Finding]:
         path = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
     if path is None:
         return []
-    what = f"an earlier training left {path}; this one replaces its checkpoints one by one, and "
-    what += "--resume before the first of them would go on with the earlier training"
-    fix = "add --resume if that is meant, or set OUTPUT_DIR to another folder"
+    what = f"an earlier training left {path}; a new one replaces its checkpoints"
+    fix = "add --resume to go on with it, or set OUTPUT_DIR to another folder"
     return [Finding("warning", "OUTPUT_DIR", what, fix)]
 
 
