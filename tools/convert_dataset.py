@@ -34,6 +34,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.format == "yolo" and not (args.images and args.names):
         parser.error("yolo needs --images and --names")
+    if args.format == "coco" and args.names:
+        parser.error("--names: a COCO file names its classes itself; --classes keeps some of them")
     for option, names in (("--names", args.names), ("--classes", args.classes)):
         if names and len(set(names)) < len(names):
             parser.error(f"{option}: expected different names, but got {names}")

@@ -129,17 +129,16 @@ def _matches(dataset: dict, file: str, args: argparse.Namespace) -> dict[str, Im
 def _warn_of_no_match(matches: Collection[ClassMatches], args: argparse.Namespace) -> None:
     """Numbers that say nothing of a detector."""
     if not any(match.num_gt for match in matches):
-        _LOGGER.warning(
-            f"{args.ground_truth}: no object counts for --area {args.area}; all values are "
-            "undefined."
-        )
+        which = "" if args.area == "all" else f" for --area {args.area}"
+        what = f"no object counts{which}; all values are undefined"
+        _LOGGER.warning(f"{args.ground_truth}: {what}.")
     elif any(len(match.scores) for match in matches) and all(
         np.isnan(match.matched_ious).all() for match in matches
     ):
         _LOGGER.warning(
             f"{args.results}: no detection meets an object of its image and class with an IoU "
-            f"above {args.settings.tau:g}; boxes must be [x, y, width, height] in pixels of the "
-            "original image, and the ids of images and categories those of the ground truth."
+            f"of {args.settings.tau:g} or more; boxes must be [x, y, width, height] in pixels of "
+            "the original image, and the ids of images and categories those of the ground truth."
         )
 
 

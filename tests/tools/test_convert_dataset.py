@@ -156,6 +156,13 @@ def test_a_class_asked_for_twice_is_refused(main, folder, capsys):
     assert "--classes: expected different names" in capsys.readouterr().err
 
 
+def test_names_for_a_coco_file_are_refused(main, folder, capsys):
+    (folder / "in.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        main(["coco", str(folder / "in.json"), str(folder / "out.json"), "--names", "dog"])
+    assert "--names: a COCO file names its classes itself" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
