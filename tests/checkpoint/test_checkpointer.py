@@ -97,6 +97,9 @@ def test_a_folder_without_checkpoints_has_none(tmp_path):
         ("torchvision://resnet50", (123.7, 116.3, 103.5), 58.0, ""),
         ("torchvision://resnet50", (103.5, 116.3, 123.7), 58.0, "RGB"),
         ("detectron2://ImageNetPretrained/torchvision/R-50.pkl", (123.7, 116.3, 103.5), 1.0, "RGB"),
+        ("torchvision://resnet50", (0.485, 0.456, 0.406), 0.225, ""),
+        ("torchvision://resnet50", (0.485, 0.456, 0.406), 1 / 255, "RGB"),
+        ("torchvision://resnet50", (0.0, 0.0, 0.0), 1.0, ""),
         ("output/of_torchvision/model_final.pth", (103.5, 116.3, 123.7), 1.0, ""),
     ],
 )

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from detectron2.engine import HookBase
+
 from alrp.engine import Trainer, argument_parser, run_command, setup_config
 from alrp.engine.mixed_precision import MixedPrecisionTrainer
 
@@ -66,6 +68,23 @@ def test_every_optimizer_gets_gradients_without_the_scale():
     MixedPrecisionTrainer(model, [torch.full((1, 1), 0.5)], optimizer, "float16").train(0, 1)
     assert seen == [0.5]
     assert optimizer.state[model.layer.weight]["exp_avg"].item() == pytest.approx(0.05)
+
+
+def test_a_hook_may_clip_gradients_without_the_scale_itself():
+    """As PyTorch advises for its scaler."""
+    model = Line()
+    before = model.layer.weight.item()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    trainer = MixedPrecisionTrainer(model, [torch.full((1, 1), 0.5)], optimizer, "float16")
+
+    class Clip(HookBase):
+        def after_backward(self):
+            trainer.grad_scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 0.25)
+
+    trainer.register_hooks([Clip()])
+    trainer.train(0, 1)
+    assert model.layer.weight.item() - before == pytest.approx(-0.25, rel=1e-4)
 
 
 def test_no_update_of_rs_cascade_rcnn_overflows_at_the_first_scale(command_line):

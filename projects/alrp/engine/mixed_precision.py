@@ -61,6 +61,14 @@ class MixedPrecisionTrainer(AMPTrainer):
         self.grad_scaler.scale(sum(losses.values())).backward()
         self.after_backward()
         self._write_metrics(losses, data_time)
-        self.grad_scaler.unscale_(self.optimizer)
+        self._unscale()
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _unscale(self) -> None:
+        try:
+            self.grad_scaler.unscale_(self.optimizer)
+        except RuntimeError as error:
+            # A hook may have done so in ``after_backward`` to clip gradients, as PyTorch advises.
+            if "already been called" not in str(error):
+                raise
