@@ -112,8 +112,15 @@ class WithOwnDataset(Trainer):
         return build_detection_train_loader(cfg, dataset=dataset)
 
 
-def test_an_epoch_is_that_of_the_dataset_that_the_loader_reads(train):
-    assert period(train(WithOwnDataset)) == 2  # 7 images in batches of 4
+class WithOwnRecords(Trainer):
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return super().build_train_loader(cfg, get_detection_dataset_dicts(cfg.DATASETS.TRAIN)[:7])
+
+
+@pytest.mark.parametrize("trainer_class", [WithOwnDataset, WithOwnRecords])
+def test_an_epoch_is_that_of_the_dataset_that_the_loader_reads(train, trainer_class):
+    assert period(train(trainer_class)) == 2  # 7 images in batches of 4
 
 
 class WithoutDatasets(Trainer):  # the loader is all that there is

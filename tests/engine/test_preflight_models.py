@@ -294,3 +294,14 @@ def test_options_without_effect_on_own_parts_of_an_rcnn_are_told(own_parts, cfg)
     cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = cfg.MODEL.RPN.POSITIVE_FRACTION = 0.1
     found = {finding.where for finding in check(cfg, for_training=True)}
     assert found == {"MODEL.ROI_HEADS.POSITIVE_FRACTION", "MODEL.RPN.POSITIVE_FRACTION"}
+
+
+def test_masks_of_a_mapper_that_is_not_detectron2s_may_be_of_both_kinds():
+    cfg = LazyConfig.load(str(CONFIGS / "COCO-Detection" / "alrp_retinanet_R_50_FPN_ATSS_100e.py"))
+    mapper = cfg.dataloader.train.mapper
+    assert as_cfg_node(cfg).INPUT.MASK_FORMAT == "polygon"
+    mapper.instance_mask_format = "bitmask"
+    assert as_cfg_node(cfg).INPUT.MASK_FORMAT == "bitmask"
+    del mapper["instance_mask_format"]
+    mapper._target_ = "somebody.mappers.TheirMapper"
+    assert as_cfg_node(cfg).INPUT.MASK_FORMAT == "bitmask"

@@ -7,7 +7,7 @@ Detectron2, and optionally ``dataloader.coco_format``, a list like ``DATASETS.CO
 from __future__ import annotations
 
 import difflib
-from typing import Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -122,9 +122,7 @@ def as_cfg_node(cfg: DictConfig) -> CfgNode:
     node.DATASETS.COCO_FORMAT = OmegaConf.to_container(
         OmegaConf.create(loader.get("coco_format", []))
     )
-    node.INPUT.MASK_FORMAT = OmegaConf.select(
-        loader, "train.mapper.instance_mask_format", default=node.INPUT.MASK_FORMAT
-    )
+    _set_mask_format(node, loader.train.get("mapper"))
     node.DATALOADER.NUM_WORKERS = loader.test.get("num_workers", 0)
     node.TEST.EVAL_PERIOD = train.eval_period
     for name in EVALUATION_KEYS:
@@ -142,6 +140,15 @@ def as_cfg_node(cfg: DictConfig) -> CfgNode:
     node.SEED = train.get("seed", -1)
     node.freeze()
     return node
+
+
+def _set_mask_format(node: CfgNode, mapper: Any) -> None:
+    """A mapper that is not Detectron2's, and does not say, may read masks of both kinds."""
+    if not isinstance(mapper, DictConfig) or "_target_" not in mapper:
+        return
+    if target_name(mapper) not in ("DatasetMapper", "ALRPDatasetMapper"):
+        node.INPUT.MASK_FORMAT = "bitmask"
+    node.INPUT.MASK_FORMAT = mapper.get("instance_mask_format", node.INPUT.MASK_FORMAT)
 
 
 def _set_class_count(node: CfgNode, model: DictConfig) -> None:

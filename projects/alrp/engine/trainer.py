@@ -200,10 +200,10 @@ class Trainer(CarefulFailures, DefaultTrainer, StopsEarly):
         return optimizer
 
     @classmethod
-    def build_train_loader(cls, cfg):
-        """As the parent, by ``INPUT.AUGMENTATION``."""
+    def build_train_loader(cls, cfg, dataset: list[dict] | None = None):
+        """As the parent, by ``INPUT.AUGMENTATION``; of the records that a subclass may give."""
         mapper = build_mapper(cfg, is_train=True)
-        return with_places(build_detection_train_loader(cfg, mapper=mapper))
+        return with_places(build_detection_train_loader(cfg, mapper=mapper, dataset=dataset))
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name: str):
