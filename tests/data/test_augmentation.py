@@ -29,11 +29,6 @@ FILL = (123.675, 116.28, 103.53)
 IDENTITY = (0, 1, 2)
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    np.random.seed(20200927)
-
-
 @pytest.fixture
 def picture(rng) -> np.ndarray:
     return rng.uniform(1, 255, (20, 30, 3)).astype(np.float32)

@@ -34,11 +34,6 @@ from alrp.errors import UserError
 HEIGHT, WIDTH = 60, 90
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    np.random.seed(20200927)
-
-
 @pytest.fixture
 def cfg():
     cfg = load_config("")
