@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .backends.choice import backend
-from .inputs import FLOAT_DTYPES, check_tensors, checked_logits, result_dtype
+from .inputs import checked_logits, result_dtype
 from .ranking import ErrorDriven, ValuePerPositive, rank_positives
 from .uncompiled import uncompiled
 
@@ -90,15 +90,9 @@ def alrp_loss(
         >>> output = alrp_loss(logits, torch.tensor([1, 1, 0, 0]), torch.tensor([0.2, 0.6]))
         >>> (output.cls + output.loc).backward()
     """
-    check_tensors(logits=logits, loc_errors=loc_errors)
-    if loc_errors.dim() != 1 or loc_errors.dtype not in FLOAT_DTYPES:
-        raise ValueError(
-            f"loc_errors must be 1-D and floating point, but are {loc_errors.dtype} of shape "
-            f"{tuple(loc_errors.shape)}; pass one localisation error per positive."
-        )
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps must be a finite number >= 0, but is {eps}; the default is 1e-5.")
-    logits = checked_logits(logits, targets, delta)
+    logits = checked_logits(logits, targets, delta, loc_errors=loc_errors)
     meaning = "an error is 0 for a perfect box, and else positive"
     per_positive = ValuePerPositive("loc_errors", loc_errors, meaning)
     ranking = rank_positives(logits, targets, delta, per_positive, group)

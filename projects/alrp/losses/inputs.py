@@ -30,17 +30,24 @@ def check_tensors(**inputs: Tensor) -> None:
             )
 
 
-def checked_logits(logits: Tensor, targets: Tensor, delta: float) -> Tensor:
+def checked_logits(logits: Tensor, targets: Tensor, delta: float, **per_positive: Tensor) -> Tensor:
     """Check shapes, dtypes and delta; return the logits in at least float32.
 
     The cast is part of autograd's graph: gradients of half precision logits are formed in float32,
     and rounded only after the scale of mixed precision has been applied.
 
+    Args:
+        logits: (S,) raw scores.
+        targets: (S,) integers.
+        delta: half width of the step's linear part.
+        per_positive: by its name, the (P,) values that a loss is given for its positives. Their
+            number is checked with the values themselves, in ranking.py.
+
     Raises:
         TypeError: if one is no tensor.
         ValueError: on a wrong shape, dtype, device or delta.
     """
-    check_tensors(logits=logits, targets=targets)
+    check_tensors(logits=logits, targets=targets, **per_positive)
     if logits.dim() != 1 or targets.shape != logits.shape:
         raise ValueError(
             "logits and targets must be 1-D and of one length, but have shapes "
@@ -56,6 +63,12 @@ def checked_logits(logits: Tensor, targets: Tensor, delta: float) -> Tensor:
             f"targets must be integers in {{1, 0, -1}}, but are {targets.dtype}; "
             "convert them with .to(torch.int8)."
         )
+    for name, values in per_positive.items():
+        if values.dim() != 1 or values.dtype not in FLOAT_DTYPES:
+            raise ValueError(
+                f"{name} must be 1-D and floating point, but are {values.dtype} of shape "
+                f"{tuple(values.shape)}; pass one value per positive, in targets order."
+            )
     check_delta(delta)
     return logits.to(result_dtype(logits))
 

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from .backends.choice import backend
 from .backends.interface import HARD_STEP, RSValues
-from .inputs import FLOAT_DTYPES, check_tensors, checked_logits
+from .inputs import checked_logits
 from .ranking import Ranking, ValuePerPositive, gradient_of_logits, rank_positives
 from .uncompiled import uncompiled
 
@@ -79,13 +79,7 @@ def rs_loss(
         >>> output = rs_loss(logits, torch.tensor([1, 1, 0, 0]), torch.tensor([0.5, 0.9]))
         >>> (output.ranking + output.sorting).backward()
     """
-    check_tensors(logits=logits, ious=ious)
-    if ious.dim() != 1 or ious.dtype not in FLOAT_DTYPES:
-        raise ValueError(
-            f"ious must be 1-D and floating point, but are {ious.dtype} of shape "
-            f"{tuple(ious.shape)}; pass one IoU per positive."
-        )
-    logits = checked_logits(logits, targets, delta or HARD_STEP.delta)
+    logits = checked_logits(logits, targets, delta or HARD_STEP.delta, ious=ious)
     per_positive = ValuePerPositive("ious", ious, "pass the IoU of each positive's box", most=1.0)
     ranking = rank_positives(logits, targets, delta, per_positive, group)
     if ranking is None:
