@@ -12,14 +12,12 @@ import numpy as np
 import os
 import re
 import sys
-from typing import Collection
 
 from .errors import UserError
 from .evaluation.calibration import calibration_line, summary_with_calibration
 from .evaluation.coco_input import Sources, category_names, check_ground_truth, detection_boxes
 from .evaluation.coco_matching import (
     ALL_AREAS,
-    ClassMatches,
     ImageMatches,
     MatchSettings,
     match_boxes_by_image,
@@ -98,7 +96,8 @@ def _run(args: argparse.Namespace) -> str:
     dataset = read_json(args.ground_truth)
     check_ground_truth(dataset, Sources(args.ground_truth, args.results))
     matches, tau = _matches(dataset, args.results, args), args.settings.tau
-    _warn_of_no_match([match.matches for match in matches.values()], args)
+    _warn_of_no_object(matches, args)
+    _warn_of_no_match(matches, args.results, tau)
     summary = summary_with_calibration(matches, tau)
     if args.json is not None:
         write_summary(summary, args.json)
@@ -110,6 +109,7 @@ def _run(args: argparse.Namespace) -> str:
     if not args.compare:
         return report
     others = _matches(dataset, args.compare, args)
+    _warn_of_no_match(others, args.compare, tau)
     table = compare_lrp(matches, others, tau=tau, num_samples=args.samples)
     return (
         f"{report}\n\nfirst: {args.results}, second: {args.compare}; "
@@ -126,19 +126,23 @@ def _matches(dataset: dict, file: str, args: argparse.Namespace) -> dict[str, Im
     return {names[category]: match for category, match in by_id.items()}
 
 
-def _warn_of_no_match(matches: Collection[ClassMatches], args: argparse.Namespace) -> None:
-    """Numbers that say nothing of a detector."""
-    if not any(match.num_gt for match in matches):
+def _warn_of_no_object(by_name: dict[str, ImageMatches], args: argparse.Namespace) -> None:
+    """Numbers of no meaning, whatever was detected."""
+    if not any(match.matches.num_gt for match in by_name.values()):
         which = "" if args.area == "all" else f" for --area {args.area}"
         what = f"no object counts{which}; all values are undefined"
         _LOGGER.warning(f"{args.ground_truth}: {what}.")
-    elif any(len(match.scores) for match in matches) and all(
-        np.isnan(match.matched_ious).all() for match in matches
-    ):
+
+
+def _warn_of_no_match(by_name: dict[str, ImageMatches], file: str, tau: float) -> None:
+    """Numbers of a file of detections that say nothing of a detector."""
+    matches = [match.matches for match in by_name.values()]
+    has_both = any(m.num_gt for m in matches) and any(len(m.scores) for m in matches)
+    if has_both and all(np.isnan(m.matched_ious).all() for m in matches):
         _LOGGER.warning(
-            f"{args.results}: no detection meets an object of its image and class with an IoU "
-            f"of {args.settings.tau:g} or more; boxes must be [x, y, width, height] in pixels of "
-            "the original image, and the ids of images and categories those of the ground truth."
+            f"{file}: no detection meets an object of its image and class with an IoU "
+            f"of {tau:g} or more; boxes must be [x, y, width, height] in pixels of the original "
+            "image, and the ids of images and categories those of the ground truth."
         )
 
 

@@ -79,6 +79,13 @@ def test_known_failures_have_one_message(error, message, from_outside):
     assert failure.message.startswith(message) and failure.from_outside is from_outside
 
 
+def test_too_little_memory_to_evaluate_brings_no_keys_of_a_training():
+    advice = explain(MemoryError()).in_evaluation().message
+    assert advice.startswith("this machine has too little memory") and "SOLVER" not in advice
+    other = Failure("the disk is full", from_outside=True)
+    assert other.in_evaluation() == other
+
+
 def test_of_several_failures_some_came_of_another_one():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:

@@ -424,7 +424,9 @@ def test_a_dataset_without_its_own_files_in_the_catalog_is_not_opened(cfg):
     }
 
 
-@pytest.mark.parametrize("metric", ["bbox/AP", ""])
+@pytest.mark.parametrize(
+    "metric", ["bbox/AP", "my_val/lrp/oLRP", "bbox/AP-disc", "validation/total_loss", ""]
+)
 def test_a_best_metric_needs_objects_in_the_test_set(cfg, val, metric):
     cfg.TEST.BEST_METRIC = metric
     del val.content["annotations"]
@@ -433,6 +435,14 @@ def test_a_best_metric_needs_objects_in_the_test_set(cfg, val, metric):
         _assert_one(cfg, "error", "TEST.BEST_METRIC", "cannot be measured", "with annotations")
     else:
         assert check_datasets(cfg, for_training=True) == []
+
+
+@pytest.mark.parametrize("metric", ["speed/images per second", "my_val/mine/score"])
+def test_an_evaluator_of_ones_own_may_measure_without_objects(cfg, val, metric):
+    cfg.TEST.BEST_METRIC = metric
+    del val.content["annotations"]
+    val.write()
+    assert check_datasets(cfg, for_training=True) == []
 
 
 def test_a_test_set_of_a_function_needs_class_names(cfg):

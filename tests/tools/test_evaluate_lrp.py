@@ -306,6 +306,15 @@ def test_two_files_are_compared(main, tmp_path, capsys):
     assert first == pytest.approx(90.011, abs=0.006) and second > first
 
 
+def test_a_second_file_of_which_no_detection_meets_an_object_is_warned_of(main, tmp_path, caplog):
+    shifted = [d | {"bbox": [0, 0, 2, 2]} for d in json.loads(Path(DETECTIONS).read_text())]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(shifted))
+    assert main([GROUND_TRUTH, DETECTIONS, "--compare", str(other), "--samples", "20"]) == 0
+    assert f"{other}: no detection meets an object" in caplog.text
+    assert f"{DETECTIONS}: no detection" not in caplog.text
+
+
 @pytest.mark.parametrize("area", ["small", "medium", "large"])
 def test_areas_have_the_golden_numbers(main, area, tmp_path):
     out = tmp_path / "lrp.json"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Callable, NamedTuple
+from typing import Callable, Collection, NamedTuple
 
 from .box_rules import check_boxes
 from .findings import Finding, annotation_name, listed, shown
@@ -17,6 +17,7 @@ from .values import (
     is_id,
     is_keypoints,
     is_length,
+    is_pixel_count,
     is_text,
     is_whole,
 )
@@ -110,7 +111,7 @@ def check_meaning(where: str, content: dict, purpose: Purpose) -> list[Finding]:
     known = [a for a in annotations if a["image_id"] in image_by_id]
     return [
         *_check_ids(where, content, purpose),
-        *_check_names(where, content["categories"]),
+        *_check_names(where, content["categories"], {a["category_id"] for a in annotations}),
         *_check_id_zero(where, annotations, purpose),
         *(_check_omitted(where, annotations, purpose) if "annotations" in content else ()),
         *check_segmentations(where, annotations, purpose),
@@ -128,6 +129,8 @@ def _fields(key: str, purpose: Purpose) -> list[_Field]:
         fields = [_Field("id", is_id, "an integer or string")]
         if purpose.images:
             size = (is_length, "a positive number of pixels")
+            if purpose.masks and purpose.drops_broken_masks:
+                size = (is_pixel_count, "a positive integer, without a decimal point,")
             path = "a path relative to the image folder"
             fields += [_Field("file_name", is_text, path)]
             fields += [_Field("width", *size), _Field("height", *size)]
@@ -140,7 +143,7 @@ def _fields(key: str, purpose: Purpose) -> list[_Field]:
         _Field("iscrowd", is_flag, "0 or 1", False),
     ]
     if purpose.images or purpose.ids:
-        fields.insert(0, _Field("id", is_whole, "an integer"))
+        fields.insert(0, _Field("id", is_id, "an integer or text"))
     if purpose.keypoints:
         wanted = "a list of numbers [x, y, visibility, ...]"
         fields.append(_Field("keypoints", is_keypoints, wanted, False))
@@ -154,6 +157,11 @@ def _check_list(where: str, content: dict, key: str, fields: list[_Field]) -> li
         found = "is missing" if key not in content else f"is {str(records)[:40]}"
         what = f"expected a non-empty list {key!r}, but it {found}"
         fix = f"export the dataset in COCO's detection format, with its {key}"
+        return [Finding("error", where, what, fix)]
+    if key == "annotations" and any("segments_info" in r for r in records if isinstance(r, dict)):
+        what = "expected boxes of objects, but these are annotations of panoptic segmentation, "
+        what += "which have 'segments_info'"
+        fix = "name the dataset's file of objects, such as COCO's instances_*.json"
         return [Finding("error", where, what, fix)]
     strange = [f"{key}[{i}]" for i, r in enumerate(records) if not isinstance(r, dict)]
     if strange:
@@ -248,8 +256,16 @@ def _check_references(
     return [Finding("error" if is_error else "warning", where, what, fix)]
 
 
-def _check_names(where: str, categories: list) -> list[Finding]:
-    """Two categories of one name would be one line in a report."""
+def _check_names(
+    where: str, categories: list, used: Collection[object] | None = None
+) -> list[Finding]:
+    """Two categories of one name would be one line in a report.
+
+    Args:
+        where: name of the file, for the messages.
+        categories: all of them.
+        used: ids of those that annotations have; None if unknown.
+    """
     ids: dict[str, dict] = {}  # the inner ones are sets that keep their order
     for category in categories:
         ids.setdefault(category.get("name", str(category["id"])), {})[category["id"]] = None
@@ -262,7 +278,13 @@ def _check_names(where: str, categories: list) -> list[Finding]:
     if not twice:
         return []
     what = f"expected a name of its own for each category, but {listed(twice)}"
-    return [Finding("error", where, what, "rename or merge them in 'categories'")]
+    fix = "rename or merge them in 'categories'"
+    repeated = [id_ for same in ids.values() if len(same) > 1 for id_ in same]
+    # Roboflow writes the name of a project as a category that no annotation has.
+    unused = [repr(id_) for id_ in repeated if used and id_ not in used]
+    if unused:
+        fix += f"; no annotation has category {listed(unused)}, which may be removed"
+    return [Finding("error", where, what, fix)]
 
 
 def _check_id_zero(where: str, annotations: list, purpose: Purpose) -> list[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .findings import Finding, annotation_name, listed, shown
-from .values import is_segmentation
+from .values import is_fragment, is_segmentation
 
 
 def check_segmentations(where: str, annotations: list, purpose) -> list[Finding]:
@@ -16,13 +16,15 @@ def check_segmentations(where: str, annotations: list, purpose) -> list[Finding]
     """
     if not (purpose.masks or purpose.drops_broken_masks):
         return []
-    missing, broken, encoded = [], [], []
+    missing, broken, encoded, partial = [], [], [], []
     for i, annotation in enumerate(annotations):
         mask = annotation.get("segmentation")
         if not mask:
             missing.append(i)
         elif not is_segmentation(mask):
             broken.append(i)
+        elif isinstance(mask, list) and any(map(is_fragment, mask)):
+            partial.append(i)
         elif isinstance(mask, dict) and not annotation.get("iscrowd", 0):
             encoded.append(i)
 
@@ -39,6 +41,10 @@ def check_segmentations(where: str, annotations: list, purpose) -> list[Finding]
         what += listed(missing, name)
         fix = "set MODEL.MASK_ON False, or add polygons to these annotations"
         findings.append(Finding("error", where, what, fix))
+    if partial and purpose.masks:
+        what = f"{len(partial)} annotations have polygons of fewer than three points beside others"
+        what += f", which are left out: {listed(partial, name)}"
+        findings.append(Finding("warning", where, what, "delete them if they mean nothing"))
     if broken:
         masks = listed(broken, lambda i: f"{name(i)}: {shown(annotations[i]['segmentation'], 80)}")
         what = "expected polygons [[x1, y1, x2, y2, x3, y3, ...], ...] of three points or more, or "

@@ -55,6 +55,11 @@ def is_length(value: object) -> bool:
     return is_finite(value) and value > 0
 
 
+def is_pixel_count(value: object) -> bool:
+    """A positive integer, not written as 1.0."""
+    return type(value) is int and value > 0
+
+
 def is_box(value: object) -> bool:
     """Four numbers."""
     return (
@@ -80,16 +85,34 @@ def is_polygon(value: object) -> bool:
     return is_list and all(map(is_finite, value))
 
 
+def is_fragment(value: object) -> bool:
+    """A list of coordinates that is no polygon; Detectron2 leaves it out beside real ones."""
+    is_list = isinstance(value, list) and (len(value) < 6 or len(value) % 2 == 1)
+    return is_list and all(map(is_finite, value))
+
+
 def is_segmentation(value: object) -> bool:
-    """A list of polygons, or a run-length encoding ``{"size": [h, w], "counts": ...}``."""
+    """A list of polygons, or a run-length encoding ``{"size": [h, w], "counts": ...}``.
+
+    Beside polygons there may be fragments, see :func:`is_fragment`.
+    """
     if isinstance(value, list):
-        return len(value) > 0 and all(map(is_polygon, value))
+        polygons = [part for part in value if not is_fragment(part)]
+        return len(polygons) > 0 and all(map(is_polygon, polygons))
     if not isinstance(value, dict):
         return False
     size, counts = value.get("size"), value.get("counts")
     has_size = isinstance(size, list) and len(size) == 2 and all(map(is_length, size))
     is_list = isinstance(counts, list) and all(is_whole(n) and n >= 0 for n in counts)
     return has_size and (is_list or is_text(counts))
+
+
+def without_fragments(segmentation: object) -> object:
+    """A list of polygons and fragments as a list of the polygons; anything else as it is."""
+    if not isinstance(segmentation, list) or not any(map(is_fragment, segmentation)):
+        return segmentation
+    polygons = [part for part in segmentation if not is_fragment(part)]
+    return polygons if is_segmentation(polygons) else segmentation
 
 
 def is_keypoints(value: object) -> bool:

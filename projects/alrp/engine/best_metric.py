@@ -36,6 +36,15 @@ def known_metrics(cfg: CfgNode, *, by_set: bool) -> list[str]:
     return [VALIDATION_LOSS, *names]
 
 
+def needs_objects(metric: str) -> bool:
+    """Whether a metric is one of this project, none of which is defined on images without objects.
+
+    An evaluator of one's own may measure others on any images, such as their speed.
+    """
+    task = metric.rpartition("/")[0].rpartition("/")[2]
+    return task in ("bbox", "segm", "lrp", "validation")
+
+
 def lower_is_better(metric: str) -> bool:
     """Whether a metric is a validation loss or an LRP error; of all others, higher is better."""
     return _ERROR.search(metric) is not None

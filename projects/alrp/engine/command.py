@@ -94,6 +94,7 @@ def run_command(
         failure = error.failure if isinstance(error, ProcessFailure) else explain(error)
         if failure is None:
             raise
+        failure = failure.in_evaluation() if args.eval_only else failure
         hint = _resume_hint(cfg, args) if failure.from_outside else ""
         message = failure.message.rstrip(".") + hint if hint else failure.message
         return _fail(rephrase(message))

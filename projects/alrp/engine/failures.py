@@ -31,6 +31,9 @@ _NO_CPU_MEMORY = (
     "this machine has too little memory; lower SOLVER.IMS_PER_BATCH, or set "
     "SOLVER.MICRO_BATCH_SIZE 1"
 )
+_NO_CPU_MEMORY_TO_EVALUATE = (
+    "this machine has too little memory; take fewer loader workers, or smaller images"
+)
 # What PyTorch says of want on this machine, and what is said of it here; the first that fits.
 _WANTS = (
     (
@@ -68,6 +71,12 @@ class Failure(NamedTuple):
 
     message: str
     from_outside: bool = False
+
+    def in_evaluation(self) -> Failure:
+        """The same with advice for a run that does not train."""
+        if self.message != _NO_CPU_MEMORY:
+            return self
+        return self._replace(message=_NO_CPU_MEMORY_TO_EVALUATE)
 
 
 def is_of_another(failure: Failure | None) -> bool:

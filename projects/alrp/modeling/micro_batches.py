@@ -176,8 +176,8 @@ def _refuse_batch_norm(model: nn.Module, size: int, key: str) -> None:
             raise UserError(
                 f"{key}: {size} was asked for, but {name} is batch norm in training mode, which "
                 "would take its statistics from each micro-batch instead of the batch, and count "
-                'it twice; set the norm to "FrozenBN" or "GN", MODEL.BACKBONE.NORM_EVAL True, or '
-                f"{key} 0."
+                'it twice; set the norm to "FrozenBN" or "GN", MODEL.BACKBONE.NORM_EVAL to True '
+                f"(in a LazyConfig model.backbone.norm_eval), or {key} to 0."
             )
 
 

@@ -85,8 +85,8 @@ def load_coco_format(name: str, files: CocoFiles) -> list[dict]:
     return [
         {
             "file_name": os.path.join(files.image_folder, image["file_name"]),
-            "height": image["height"],
-            "width": image["width"],
+            "height": _whole(image["height"]),
+            "width": _whole(image["width"]),
             "image_id": image["id"],
             "annotations": [
                 _instance(a, class_of[a["category_id"]], files)
@@ -105,6 +105,11 @@ def _set_classes(name: str, categories: list[dict]) -> dict[int, int]:
     metadata.thing_classes = [category["name"] for category in categories]
     metadata.thing_dataset_id_to_contiguous_id = class_of
     return class_of
+
+
+def _whole(size: float) -> float:
+    """A size as an integer, of which arrays can be made; some tools write 640.0."""
+    return int(size) if size == int(size) else size
 
 
 def _instance(annotation: dict, class_index: int, files: CocoFiles) -> dict:

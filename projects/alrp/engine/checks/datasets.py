@@ -14,6 +14,7 @@ from ...data.datasets.coco_check import CocoSummary
 from ...data.datasets.coco_format import coco_format_names
 from ...data.datasets.dataset_check import check_dataset
 from ...head_nodes import head_node
+from ..best_metric import needs_objects
 
 
 def check_datasets(cfg: CfgNode, *, for_training: bool) -> list[Finding]:
@@ -60,7 +61,7 @@ def _check_measured(cfg: CfgNode, summaries: dict[str, CocoSummary]) -> list[Fin
     """There are objects to measure the metric by which weights are kept."""
     names = cfg.DATASETS.TEST
     # Without a test set, or with one of an unknown name, another check has said so.
-    if not cfg.TEST.BEST_METRIC or not names or not summaries.keys() >= set(names):
+    if not needs_objects(cfg.TEST.BEST_METRIC) or not names or not summaries.keys() >= set(names):
         return []
     if any(summaries[n].class_names is None or summaries[n].num_labelled for n in names):
         return []
