@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 import pytest
 import torch
-from helpers.detectors import image, small_config
+from helpers.detectors import FOVEABOX, RETINANET, image, small_config, small_model
 from helpers.interruption import Interruption
 from helpers.rcnn_models import small_rcnn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -19,7 +19,6 @@ from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.data.datasets import load_coco_json
 from detectron2.engine import hooks
 from detectron2.evaluation import COCOEvaluator
-from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from alrp.data.dataset_mapper import build_mapper
@@ -242,15 +241,12 @@ def test_validation_loss_and_pictures_leave_the_training_as_it_is(trainer_of, tm
 BATCH = [image(64, 96, [[5, 5, 40, 50], [30, 10, 90, 60]], [0, 2]), image(64, 64)]
 
 
-RETINANET = ("Base-ALRP-RetinaNet.yaml", "RETINANET", 3)
-
-
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: build_model(small_config(*RETINANET)),
-        lambda: build_model(small_config(*RETINANET, **{"MODEL.META_ARCHITECTURE": "RetinaNet"})),
-        lambda: build_model(small_config("Base-FoveaBox.yaml", "FOVEABOX", 3)),
+        lambda: small_model(RETINANET),
+        lambda: small_model(RETINANET, **{"MODEL.META_ARCHITECTURE": "RetinaNet"}),
+        lambda: small_model(FOVEABOX),
         lambda: small_rcnn("ce"),  # samples proposals
     ],
     ids=["alrp_retinanet", "retinanet", "foveabox", "faster_rcnn"],
@@ -294,7 +290,7 @@ def test_a_buffer_that_the_model_replaces_comes_back():
 
 def test_a_mapper_without_masks_reads_them_for_the_loss_of_a_mask_head(tmp_path):
     make_shapes_dataset(tmp_path, num_train=1, num_val=1, image_size=64, masks=True)
-    cfg = small_config("Base-ALRP-RetinaNet.yaml", "RETINANET", 3)
+    cfg = small_config(RETINANET)
     cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT, cfg.DATALOADER.NUM_WORKERS = True, "bitmask", 0
     mapper = DatasetMapper(is_train=False, augmentations=[], image_format="RGB")
     records = load_coco_json(tmp_path / "annotations" / "val.json", tmp_path / "val")
@@ -310,7 +306,7 @@ def test_pictures_need_class_names(trainer_of, monkeypatch):
 
 
 def test_a_validation_loss_is_the_mean_over_the_images():
-    model = build_model(small_config("Base-ALRP-RetinaNet.yaml", "RETINANET", 3))
+    model = small_model(RETINANET)
     whole, rest = (ValidationLoss(model, [b])()["validation"] for b in (BATCH, BATCH[:1]))
     both = ValidationLoss(model, [BATCH, BATCH[:1]])()["validation"]
     for name in both:
@@ -319,7 +315,7 @@ def test_a_validation_loss_is_the_mean_over_the_images():
 
 
 def test_images_without_annotations_have_no_loss():
-    cfg = small_config("Base-ALRP-RetinaNet.yaml", "RETINANET", 3)
+    cfg = small_config(RETINANET)
     mapper = build_mapper(cfg, is_train=False)
     with pytest.raises(UserError, match="a.png of DATASETS.TEST has no annotations"):
         validation_loader(cfg, [{"file_name": "a.png"}], mapper)

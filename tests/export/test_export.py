@@ -3,7 +3,7 @@
 import json
 import pytest
 import torch
-from helpers.detectors import image, small_config
+from helpers.detectors import FOVEABOX, HEADS, RETINANET, image, small_model
 from helpers.rcnn_models import small_rcnn
 from torchvision.ops import deform_conv2d
 
@@ -16,10 +16,7 @@ from alrp.errors import UserError
 from alrp.export import TracedDetector, compare_detections, load_onnx, load_torchscript
 
 SIZES = [(64, 96), (96, 64), (48, 136)]  # the first is traced
-DENSE = {
-    "retinanet": ("Base-ALRP-RetinaNet.yaml", "RETINANET"),
-    "foveabox": ("Base-FoveaBox.yaml", "FOVEABOX"),
-}
+DENSE = {"retinanet": RETINANET, "foveabox": FOVEABOX}
 LOAD = {"onnx": load_onnx, "pt": load_torchscript}
 
 
@@ -35,8 +32,8 @@ def spread_scores(model):
 def model_of(name):
     if name not in DENSE:
         return small_rcnn(name)
-    base, head = DENSE[name]
-    return build_model(small_config(base, head, 3, **{f"MODEL.{head}.SCORE_THRESH_TEST": 0.0}))
+    base = DENSE[name]
+    return small_model(base, **{f"MODEL.{HEADS[base]}.SCORE_THRESH_TEST": 0.0})
 
 
 @pytest.fixture(scope="module", params=[*DENSE, "alrp", "mask"])

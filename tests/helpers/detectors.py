@@ -1,4 +1,4 @@
-"""Inputs and steps of small dense detectors."""
+"""Small detectors, their inputs and their steps; spawned processes import it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ import torch
 from torch.testing import assert_close
 
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
 from detectron2.modeling.backbone import Backbone
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from alrp.config import load_config
 from alrp.engine.trainer import distribute
+from alrp.head_nodes import head_node
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+RETINANET, FOVEABOX = "Base-ALRP-RetinaNet.yaml", "Base-FoveaBox.yaml"
+# Base configuration of the dense detectors -> node of MODEL.
+HEADS = {RETINANET: "RETINANET", FOVEABOX: "FOVEABOX"}
 
 # A ResNet-50 with a hundredth of the weights, for what is trained by several processes and stored.
 NARROW_RESNET = {
@@ -36,12 +41,11 @@ EDGE_BATCHES = {
 }
 
 
-def small_config(base, head, num_classes, **overrides):
+def small_config(base, num_classes=3, **overrides):
     """A base config made small, with random weights, on the CPU.
 
     Args:
         base: file in the folder of configs.
-        head: node of MODEL with NUM_CLASSES and NUM_CONVS.
         num_classes: K.
         overrides: values by config key.
     """
@@ -51,11 +55,19 @@ def small_config(base, head, num_classes, **overrides):
     cfg.MODEL.RESNETS.DEPTH = 18
     cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
     cfg.MODEL.FPN.OUT_CHANNELS = 16
-    cfg.MODEL[head].NUM_CONVS = 1
-    cfg.MODEL[head].NUM_CLASSES = num_classes
+    head = cfg.MODEL[head_node(cfg)]
+    head.NUM_CLASSES = num_classes
+    if "NUM_CONVS" in head:  # a dense detector
+        head.NUM_CONVS = 1
     cfg.MODEL.ALRP.SELF_BALANCE.PERIOD = 2
     cfg.merge_from_list([x for pair in overrides.items() for x in pair])
     return cfg
+
+
+def small_model(base, num_classes=3, **overrides):
+    """The detector of :func:`small_config`, with the same weights in every process."""
+    torch.manual_seed(0)
+    return build_model(small_config(base, num_classes, **overrides))
 
 
 def image(height, width, boxes=(), classes=()):
@@ -90,12 +102,25 @@ def assert_all_gradients_finite(model):
             assert parameter.grad.isfinite().all(), name
 
 
-def train_on_edge_batches(model, rank, num_classes, make_image=image):
-    """In one process of a group: a step with this rank's image of each of the edge batches.
+def train_on_edge_batches(rank, build, models, make_image=image):
+    """In one process of a group: train each model on this rank's half of the edge batches.
+
+    Args:
+        build: makes a model from its name, its number of classes and overrides.
+        models: name and number of classes of each.
 
     Returns:
-        Losses and gradients of the first step, and the state after all steps.
+        Per model: losses and gradients of the first step, and the state after all steps.
     """
+    return {
+        (name, num_classes): _train_on_edge_batches(
+            build(name, num_classes, **NARROW_RESNET), rank, num_classes, make_image
+        )
+        for name, num_classes in models
+    }
+
+
+def _train_on_edge_batches(model, rank, num_classes, make_image):
     model = distribute(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     first = ()
@@ -117,7 +142,7 @@ def assert_trained_alike(ranks, initial):
     """Every process ends with one and the same model, in which all that trains has moved.
 
     Args:
-        ranks: per process, what ``train_on_edge_batches`` returned.
+        ranks: per process, what ``train_on_edge_batches`` returned for this model.
         initial: the model before the first step.
     """
     (_, gradients, state), *others = ranks

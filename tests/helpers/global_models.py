@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-import torch
-from helpers import dense_worker
+from helpers.dense_models import small_named
 from helpers.detectors import train_step
-from helpers.gloo_worker import gloo_group
 from helpers.rcnn_models import FULL, masked_image, small_rcnn
 
 from alrp.engine.trainer import distribute
@@ -21,8 +18,7 @@ def build(name):
     """A model with the same weights in every process."""
     together = {"MODEL.ALRP.GLOBAL_RANKING": True}
     if name == "rs_retinanet":
-        options = dense_worker.RETINANETS["rs_ATSS"]
-        return dense_worker.small_model("Base-ALRP-RetinaNet.yaml", **options, **together)
+        return small_named("retinanet_rs_ATSS", **together)
     return small_rcnn(name, **together)
 
 
@@ -34,10 +30,6 @@ def losses_and_gradients(model, batch):
     return {name: loss.detach() for name, loss in losses.items()}, gradients
 
 
-def train_on_own_image(rank: int, world_size: int, folder: str) -> None:
-    """Write what this process gets for its image, model by model."""
-    with gloo_group(rank, world_size, folder):
-        results = {
-            name: losses_and_gradients(distribute(build(name)), [BATCH[rank]]) for name in NAMES
-        }
-    torch.save(results, Path(folder) / f"rank{rank}.pth")
+def train_on_own_image(rank):
+    """What this process gets for its image, by name of the model."""
+    return {name: losses_and_gradients(distribute(build(name)), [BATCH[rank]]) for name in NAMES}

@@ -6,7 +6,7 @@ import numpy as np
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from helpers.gloo_worker import gloo_group
+from helpers.processes import gloo_group
 from torch import Tensor
 
 from alrp.losses import SelfBalance, alrp_loss, ap_loss, rs_loss

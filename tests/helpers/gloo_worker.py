@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import numpy as np
-from datetime import timedelta
 from pathlib import Path
 import torch
 import torch.distributed as dist
+from helpers.processes import gloo_group
 
 from alrp.losses import ALRPLossOutput, SelfBalance
 
@@ -36,23 +35,6 @@ def output_of(step: tuple[float, float] | None) -> ALRPLossOutput:
 
 def run_steps(balance: SelfBalance, steps: list[tuple[float, float] | None]) -> list[float]:
     return [balance(output_of(step)).item() for step in steps]
-
-
-@contextlib.contextmanager
-def gloo_group(rank: int, world_size: int, folder: str):
-    """Make this process one of a Gloo group that meets in ``folder``, with one thread."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=60),
-    )
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def train_with_validation(balance: SelfBalance, rank: int, passes: int) -> dict:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 import torch
-from helpers.dense_worker import small_config
-from helpers.detectors import USUAL, image
-from helpers.gloo_worker import gloo_group
+from helpers.detectors import FOVEABOX, RETINANET, USUAL, image, small_config
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,13 +15,13 @@ from alrp.engine.trainer import Trainer, distribute
 from alrp.modeling.micro_batches import set_micro_batch_size
 
 MODELS = {
-    "retinanet_alrp_ATSS": ("Base-ALRP-RetinaNet.yaml", {"MODEL.ALRP.LOSS_TYPE": "alrp"}),
+    "retinanet_alrp_ATSS": (RETINANET, {"MODEL.ALRP.LOSS_TYPE": "alrp"}),
     "retinanet_ap": (
-        "Base-ALRP-RetinaNet.yaml",
+        RETINANET,
         {"MODEL.ALRP.LOSS_TYPE": "ap", "MODEL.ALRP.MATCHER": "max_iou"},
     ),
-    "retinanet_rs": ("Base-ALRP-RetinaNet.yaml", {"MODEL.ALRP.LOSS_TYPE": "rs"}),
-    "foveabox_alrp": ("Base-FoveaBox.yaml", {"MODEL.ALRP.LOSS_TYPE": "alrp"}),
+    "retinanet_rs": (RETINANET, {"MODEL.ALRP.LOSS_TYPE": "rs"}),
+    "foveabox_alrp": (FOVEABOX, {"MODEL.ALRP.LOSS_TYPE": "alrp"}),
 }
 STEPS = 5
 
@@ -96,22 +93,25 @@ def _train(cfg, model, batch):
     return torch.tensor(losses), model
 
 
-def train_in_one_of_two_processes(rank: int, world_size: int, folder: str) -> None:
-    """Train on 5 images of the batch or on the other 3, two at a time; write what came out."""
-    with gloo_group(rank, world_size, folder):
-        cfg = tiny_config("retinanet_alrp_ATSS", **{"MODEL.ALRP.GLOBAL_RANKING": True})
-        torch.manual_seed(0)
-        model = build_model(cfg).double()
-        set_micro_batch_size(model, 2)
-        distributed, reduced = distribute(model), []
+def train_in_one_of_two_processes(rank: int) -> tuple:
+    """Train on 5 images of the batch or on the other 3, two at a time.
 
-        def count(state, bucket):
-            reduced.append(bucket.index())
-            tensor = bucket.buffer() / world_size
-            work = torch.distributed.all_reduce(tensor, async_op=True)
-            return work.get_future().then(lambda future: future.value()[0])
+    Returns:
+        Losses, state of the model, and the indices of the gradient buckets that were reduced.
+    """
+    cfg = tiny_config("retinanet_alrp_ATSS", **{"MODEL.ALRP.GLOBAL_RANKING": True})
+    torch.manual_seed(0)
+    model = build_model(cfg).double()
+    set_micro_batch_size(model, 2)
+    distributed, reduced = distribute(model), []
 
-        distributed.register_comm_hook(None, count)
-        batch = make_batch(torch.float64)
-        losses, _ = _train(cfg, distributed, [batch[:5], batch[5:]][rank])
-        torch.save((losses, model.state_dict(), reduced), Path(folder) / f"rank{rank}.pth")
+    def count(state, bucket):
+        reduced.append(bucket.index())
+        tensor = bucket.buffer() / torch.distributed.get_world_size()
+        work = torch.distributed.all_reduce(tensor, async_op=True)
+        return work.get_future().then(lambda future: future.value()[0])
+
+    distributed.register_comm_hook(None, count)
+    batch = make_batch(torch.float64)
+    losses, _ = _train(cfg, distributed, [batch[:5], batch[5:]][rank])
+    return losses, model.state_dict(), reduced

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 import torch
-from helpers.detectors import NARROW_RESNET, USUAL, image, train_on_edge_batches
-from helpers.gloo_worker import gloo_group
+from helpers.detectors import CONFIGS, USUAL, image
 
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks
 
 from alrp.config import load_config
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NAMES = {
     "ce": "COCO-Detection/ce_faster_rcnn_R_50_FPN_100e",
     "ce_giou": "COCO-Detection/ce_giou_faster_rcnn_R_50_FPN_100e",
@@ -65,19 +62,3 @@ def masked_image(height, width, boxes=(), classes=()):
 
 FULL = masked_image(64, 96, USUAL, [0, 2])
 EMPTY = masked_image(64, 96)
-
-
-# Name and number of classes of the models that two processes train.
-IN_TWO_PROCESSES = [*((name, 3) for name in NAMES if name != "rs"), ("alrp", 1)]
-
-
-def train_beside_another_rank(rank: int, world_size: int, folder: str) -> None:
-    """Train each model on this rank's half of the edge batches; write what came out."""
-    with gloo_group(rank, world_size, folder):
-        results = {
-            (name, num_classes): train_on_edge_batches(
-                small_rcnn(name, num_classes, **NARROW_RESNET), rank, num_classes, masked_image
-            )
-            for name, num_classes in IN_TWO_PROCESSES
-        }
-    torch.save(results, Path(folder) / f"rank{rank}.pth")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import pytest
 import torch
-from helpers import dense_worker
 from helpers.detectors import (
+    RETINANET,
     USUAL,
     NoBackbone,
     golden_anchors,
@@ -14,6 +14,8 @@ from helpers.detectors import (
     golden_instances,
     golden_predictions,
     image,
+    small_config,
+    small_model,
     train_step,
 )
 from torch import nn
@@ -47,16 +49,7 @@ MAX_IOU_CASES = [
 ]
 
 
-BASE = "Base-ALRP-RetinaNet.yaml"
 BATCH = [image(64, 96, USUAL, [0, 2]), image(64, 96)]
-
-
-def small_config(**overrides):
-    return dense_worker.small_config(BASE, **overrides)
-
-
-def small_model(num_classes=3, **overrides):
-    return dense_worker.small_model(BASE, num_classes, **overrides)
 
 
 def golden_model(case, matcher, loss_type="alrp"):
@@ -134,7 +127,7 @@ def test_anchor_generator_of_the_config_gives_the_published_anchors(golden, name
     if "single_scale" in name:
         sizes = [[8.0 * stride] for stride in (8, 16, 32, 64, 128)]
     else:
-        sizes = small_config().MODEL.ANCHOR_GENERATOR.SIZES
+        sizes = small_config(RETINANET).MODEL.ANCHOR_GENERATOR.SIZES
     generator = DefaultAnchorGenerator(
         sizes=sizes, aspect_ratios=[[1.0]], strides=[8, 16, 32, 64, 128], offset=0.0
     )
@@ -144,7 +137,7 @@ def test_anchor_generator_of_the_config_gives_the_published_anchors(golden, name
 
 
 def test_a_batch_without_positives_trains_through_with_zero_gradients():
-    model = small_model()
+    model = small_model(RETINANET)
     losses, _ = train_step(model, [image(64, 96), image(64, 64)])
     assert [loss.item() for loss in losses.values()] == [0.0, 0.0]
     for name, parameter in model.named_parameters():
@@ -154,7 +147,7 @@ def test_a_batch_without_positives_trains_through_with_zero_gradients():
 
 
 def test_anchors_beyond_the_own_padding_of_an_image_are_ignored():
-    model = small_model()
+    model = small_model(RETINANET)
     anchors = model.anchor_generator(
         [torch.zeros(1, 1, 128 // 2**i, 160 // 2**i) for i in (3, 4, 5)]
     )
@@ -169,7 +162,7 @@ def test_anchors_beyond_the_own_padding_of_an_image_are_ignored():
 
 
 def test_a_validation_loss_in_training_mode_leaves_no_events_and_no_state():
-    model = small_model().train()
+    model = small_model(RETINANET).train()
     before = copy.deepcopy(model.head_losses.self_balance.state_dict())
     with torch.no_grad(), EventStorage(19) as storage:
         assert model(copy.deepcopy(BATCH))["loss_cls"] > 0
@@ -178,10 +171,10 @@ def test_a_validation_loss_in_training_mode_leaves_no_events_and_no_state():
 
 
 def test_self_balance_state_travels_in_the_state_dict():
-    model = small_model()
+    model = small_model(RETINANET)
     for _ in range(3):
         train_step(model, BATCH)
-    other = small_model()
+    other = small_model(RETINANET)
     other.load_state_dict(model.state_dict())
     ours, theirs = model.head_losses.self_balance, other.head_losses.self_balance
     assert ours.weight != 50.0 and ours.count == 1
@@ -192,23 +185,25 @@ def test_self_balance_state_travels_in_the_state_dict():
 
 
 def test_state_dict_without_self_balance_loads():
-    state = {k: v for k, v in small_model().state_dict().items() if "self_balance" not in k}
-    model = small_model()
+    state = {
+        k: v for k, v in small_model(RETINANET).state_dict().items() if "self_balance" not in k
+    }
+    model = small_model(RETINANET)
     model.load_state_dict(state, strict=True)
     assert model.head_losses.self_balance.weight == 50.0
 
 
 def test_self_balance_can_be_switched_off():
-    model = small_model(**{"MODEL.ALRP.SELF_BALANCE.ENABLED": False})
+    model = small_model(RETINANET, **{"MODEL.ALRP.SELF_BALANCE.ENABLED": False})
     assert not [name for name in model.state_dict() if "self_balance" in name]
     losses, _ = train_step(model, BATCH)
-    balanced, _ = train_step(small_model(), BATCH)
+    balanced, _ = train_step(small_model(RETINANET), BATCH)
     assert_close(50 * losses["loss_box_reg"], balanced["loss_box_reg"])
 
 
 @pytest.mark.parametrize("broken", ["cls_score", "bbox_pred"])
 def test_nan_weights_are_named(broken):
-    model = small_model()
+    model = small_model(RETINANET)
     nn.init.constant_(getattr(model.head, broken).weight, float("nan"))
     name = {"cls_score": "logits", "bbox_pred": "loc_errors"}[broken]
     with pytest.raises(FloatingPointError, match=name):
@@ -217,11 +212,11 @@ def test_nan_weights_are_named(broken):
 
 def test_inputs_without_instances_in_training_mode_are_told_so():
     with pytest.raises(ValueError, match=r'no "instances" to learn from; call model.eval\(\)'):
-        small_model()([{"image": torch.zeros(3, 64, 64)}])
+        small_model(RETINANET)([{"image": torch.zeros(3, 64, 64)}])
 
 
 def test_a_head_without_a_period_says_how_to_set_it():
-    model = small_model(**{"MODEL.ALRP.SELF_BALANCE.PERIOD": 0})
+    model = small_model(RETINANET, **{"MODEL.ALRP.SELF_BALANCE.PERIOD": 0})
     with pytest.raises(RuntimeError, match="SELF_BALANCE.PERIOD"):
         train_step(model, BATCH)
 
@@ -231,11 +226,11 @@ def test_an_unknown_choice_lists_the_choices(key, value):
     with pytest.raises(
         ValueError, match=f'MODEL.ALRP.{key} must be ".*" or ".*", but is "{value}"'
     ):
-        small_model(**{f"MODEL.ALRP.{key}": value})
+        small_model(RETINANET, **{f"MODEL.ALRP.{key}": value})
 
 
 def test_all_classes_of_the_best_anchors_pass_and_boxes_are_clipped_before_nms():
-    model = small_model().eval()
+    model = small_model(RETINANET).eval()
     anchors = Boxes(torch.tensor([[0.0, 0, 10, 10], [20, 20, 60, 60], [5, 5, 9, 9]]))
     scores = torch.tensor([[0.9, 0.2, 0.01], [0.6, 0.5, 0.4], [0.55, 0.54, 0.53]])
     result = model._decode_multi_level_predictions(
@@ -248,7 +243,7 @@ def test_all_classes_of_the_best_anchors_pass_and_boxes_are_clipped_before_nms()
 
 
 def test_candidates_of_all_levels_are_those_of_each_level_in_turn(generator):
-    model = small_model().eval()
+    model = small_model(RETINANET).eval()
     corners = [50 * torch.rand(n, 2, generator=generator) for n in (30, 5, 1)]
     anchors = [Boxes(torch.cat([x, x + 20], dim=1)) for x in corners]
     scores = [torch.rand(len(x), 3, generator=generator) for x in corners]
@@ -266,7 +261,7 @@ def test_candidates_of_all_levels_are_those_of_each_level_in_turn(generator):
 
 
 def test_batch_norm_stays_in_eval_mode_while_its_affine_trains():
-    model = small_model().train()
+    model = small_model(RETINANET).train()
     norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
     assert norms and not any(m.training for m in norms.values())
     assert all(m.weight.requires_grad for m in norms.values())
@@ -277,12 +272,12 @@ def test_batch_norm_stays_in_eval_mode_while_its_affine_trains():
 
 
 def test_stem_and_first_stage_are_frozen():
-    frozen = {n for n, p in small_model().named_parameters() if not p.requires_grad}
+    frozen = {n for n, p in small_model(RETINANET).named_parameters() if not p.requires_grad}
     assert frozen and all(".stem." in n or ".res2." in n for n in frozen)
 
 
 def test_p7_sees_p6_without_relu():
-    block = small_model().backbone.top_block
+    block = small_model(RETINANET).backbone.top_block
     c5 = torch.randn(1, 512, 4, 4, generator=torch.Generator().manual_seed(0))
     p6, p7 = block(c5)
     assert (p6 < 0).any()

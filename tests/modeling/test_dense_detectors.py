@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.dense_worker import (
-    BASES,
-    IN_TWO_PROCESSES,
-    MODELS,
-    small_model,
-    small_named,
-    train_beside_another_rank,
-)
+from helpers.dense_models import MODELS, small_named
 from helpers.detectors import (
+    FOVEABOX,
+    HEADS,
     NARROW_RESNET,
+    RETINANET,
     USUAL,
     assert_all_gradients_finite,
     assert_trained_alike,
     detect_at_twice_the_size,
     edge_batch,
     image,
+    small_model,
+    train_on_edge_batches,
     train_step,
 )
 from helpers.processes import run_two
 from torch import nn
 from torch.testing import assert_close
 
-RETINANET, FOVEABOX = BASES
+# Name and number of classes of the models that two processes train.
+IN_TWO_PROCESSES = [(name, 3) for name in MODELS]
+IN_TWO_PROCESSES += [("retinanet_alrp_ATSS", 1), ("foveabox_alrp", 1)]
 BATCH = [image(64, 96, USUAL, [0, 2]), image(64, 96)]
 EXTREME = {
     # Around the centre of an anchor, and around that of a cell.
@@ -36,7 +36,7 @@ EXTREME = {
 }
 
 each_model = pytest.mark.parametrize("name", MODELS)
-each_base = pytest.mark.parametrize("base", BASES)
+each_base = pytest.mark.parametrize("base", HEADS)
 
 
 @pytest.mark.parametrize("num_classes", [1, 3, 1203])
@@ -109,13 +109,15 @@ def test_options_of_inference_that_would_lose_or_double_detections_are_refused(
     base, key, value, message
 ):
     with pytest.raises(ValueError, match=message):
-        small_model(base, **{f"MODEL.{BASES[base]}.{key}": value})
+        small_model(base, **{f"MODEL.{HEADS[base]}.{key}": value})
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     """Per rank, per model: what training on the edge batches gave."""
-    return run_two(train_beside_another_rank, tmp_path_factory.mktemp("gloo"))
+    return run_two(
+        train_on_edge_batches, tmp_path_factory.mktemp("gloo"), small_named, IN_TWO_PROCESSES
+    )
 
 
 @pytest.mark.slow

@@ -3,29 +3,24 @@
 import math
 import pytest
 import torch
-from helpers.detectors import image, small_config, train_step
+from helpers.detectors import FOVEABOX, HEADS, RETINANET, image, small_model, train_step
 from helpers.rcnn_models import FULL, small_rcnn
 
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from alrp.errors import UserError
 from alrp.modeling import DetectionThresholds, ThresholdedRCNN
 
-DENSE = {
-    "retinanet": ("Base-ALRP-RetinaNet.yaml", "RETINANET"),
-    "foveabox": ("Base-FoveaBox.yaml", "FOVEABOX"),
-}
+DENSE = {"retinanet": RETINANET, "foveabox": FOVEABOX}
 KEY = "shown.thresholds"
 
 
 def build(name, **overrides):
     torch.manual_seed(0)
     if name in DENSE:
-        base, head = DENSE[name]
-        overrides[f"MODEL.{head}.SCORE_THRESH_TEST"] = 0.0
-        model = build_model(small_config(base, head, 3, **overrides))
+        overrides[f"MODEL.{HEADS[DENSE[name]]}.SCORE_THRESH_TEST"] = 0.0
+        model = small_model(DENSE[name], **overrides)
     else:
         model = small_rcnn(name, **overrides)
     for layer_name, layer in model.named_modules():

@@ -10,19 +10,16 @@ from helpers.detectors import (
     assert_trained_alike,
     detect_at_twice_the_size,
     image,
+    train_on_edge_batches,
     train_step,
 )
 from helpers.processes import run_two
-from helpers.rcnn_models import (
-    EMPTY,
-    FULL,
-    IN_TWO_PROCESSES,
-    NAMES,
-    small_rcnn,
-    train_beside_another_rank,
-)
+from helpers.rcnn_models import EMPTY, FULL, NAMES, masked_image, small_rcnn
 from torch import nn
 from torch.testing import assert_close
+
+# Name and number of classes of the models that two processes train.
+IN_TWO_PROCESSES = [*((name, 3) for name in NAMES if name != "rs"), ("alrp", 1)]
 
 
 def expected_losses(name):
@@ -142,7 +139,13 @@ def test_losses_under_autocast_are_float32_and_close():
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     """Per rank, per model: what training on the edge batches gave."""
-    return run_two(train_beside_another_rank, tmp_path_factory.mktemp("gloo"))
+    return run_two(
+        train_on_edge_batches,
+        tmp_path_factory.mktemp("gloo"),
+        small_rcnn,
+        IN_TWO_PROCESSES,
+        masked_image,
+    )
 
 
 @pytest.mark.slow

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import dense_worker
 from helpers.detectors import (
+    FOVEABOX,
     USUAL,
     NoBackbone,
     assert_all_gradients_finite,
@@ -13,6 +13,8 @@ from helpers.detectors import (
     golden_instances,
     golden_predictions,
     image,
+    small_config,
+    small_model,
     train_step,
 )
 from torch import nn
@@ -35,16 +37,7 @@ from alrp.modeling import (
 
 CASES = ["alrp_fovea_random", "alrp_fovea_one_image_only", "ap_fovea_random", "fovea_focal_random"]
 LOSSES = ["alrp", "ap", "rs", "focal"]
-BASE = "Base-FoveaBox.yaml"
 BATCH = [image(64, 96, USUAL, [0, 2]), image(64, 96)]
-
-
-def small_config(**overrides):
-    return dense_worker.small_config(BASE, **overrides)
-
-
-def small_model(num_classes=3, **overrides):
-    return dense_worker.small_model(BASE, num_classes, **overrides)
 
 
 def golden_model(case, name):
@@ -133,7 +126,7 @@ def test_published_losses_and_gradients(golden, name):
     ids=["no_gt", "between_centres", "in_no_range"],
 )
 def test_a_batch_without_positives_trains_through(loss_type, batch):
-    model = small_model(**{"MODEL.ALRP.LOSS_TYPE": loss_type})
+    model = small_model(FOVEABOX, **{"MODEL.ALRP.LOSS_TYPE": loss_type})
     losses, _ = train_step(model, batch)
     assert losses["loss_box_reg"] == 0
     assert (losses["loss_cls"] > 0) == (loss_type == "focal")  # which also lowers negatives
@@ -175,7 +168,7 @@ def test_the_focal_loss_is_divided_by_positives_and_images_and_smooth_l1_by_posi
 
 
 def test_of_each_level_the_best_cells_pass_with_all_their_classes():
-    model = small_model()
+    model = small_model(FOVEABOX)
     model.test_topk_candidates = 2
     anchors = Boxes(torch.tensor([[0.0, 0, 16, 16], [8, 0, 24, 16], [16, 0, 32, 16]]))
     scores = torch.tensor([[0.9, 0.2, 0.01], [0.6, 0.5, 0.4], [0.55, 0.54, 0.53]])
@@ -189,7 +182,7 @@ def test_of_each_level_the_best_cells_pass_with_all_their_classes():
 
 
 def test_the_head_has_the_names_that_published_checkpoints_are_converted_to():
-    cfg = small_config(**{"MODEL.FOVEABOX.NUM_CONVS": 4})
+    cfg = small_config(FOVEABOX, **{"MODEL.FOVEABOX.NUM_CONVS": 4})
     names = {n.rsplit(".", 1)[0] for n in build_model(cfg).state_dict() if n.startswith("head.")}
     towers = {f"head.{tower}.{i}" for tower in ("cls_subnet", "bbox_subnet") for i in (0, 2, 4, 6)}
     assert names == towers | {"head.cls_score", "head.bbox_pred"}
@@ -204,7 +197,7 @@ def test_two_levels_need_no_coarse_ones():
         "MODEL.RESNETS.OUT_FEATURES": ["res3", "res4"],
         "MODEL.FPN.IN_FEATURES": ["res3", "res4"],
     }
-    model = small_model(**overrides)
+    model = small_model(FOVEABOX, **overrides)
     train_step(model, BATCH)
     assert_all_gradients_finite(model)
 
@@ -220,9 +213,9 @@ def test_two_levels_need_no_coarse_ones():
 )
 def test_a_mistaken_geometry_is_explained(key, value, message):
     with pytest.raises(UserError, match=message):
-        small_model(**{f"MODEL.FOVEABOX.{key}": value})
+        small_model(FOVEABOX, **{f"MODEL.FOVEABOX.{key}": value})
 
 
 def test_an_unknown_loss_lists_the_choices_of_a_foveabox():
     with pytest.raises(UserError, match='"alrp" or "ap", or for a FoveaBox also "focal", but is'):
-        small_model(**{"MODEL.ALRP.LOSS_TYPE": "hinge"})
+        small_model(FOVEABOX, **{"MODEL.ALRP.LOSS_TYPE": "hinge"})

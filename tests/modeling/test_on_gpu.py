@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.detectors import image, small_config, train_step
+from helpers.detectors import image, small_model, train_step
 from helpers.emulated_gpu import EmulatedGPU
 from helpers.rcnn_models import small_rcnn
 
 from detectron2.layers import batched_nms
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 from alrp.losses.backends import choice
@@ -101,16 +100,16 @@ def test_matching_8_images_launches_at_most_120_kernels(name, monkeypatch, gener
         assert len(gpu.waits) <= (name == "fovea")
 
 
-def small_model(name):
+def model_on_gpu(name):
     """A detector of three classes on the emulated GPU."""
     device = {"MODEL.DEVICE": "cuda"}
     if name == "faster_rcnn":
         return small_rcnn("alrp", **device)
-    base, node = {
-        "retinanet": ("COCO-Detection/alrp_retinanet_R_50_FPN_ATSS_100e.yaml", "RETINANET"),
-        "foveabox": ("COCO-Detection/alrp_foveabox_R_50_FPN_100e.yaml", "FOVEABOX"),
+    base = {
+        "retinanet": "COCO-Detection/alrp_retinanet_R_50_FPN_ATSS_100e.yaml",
+        "foveabox": "COCO-Detection/alrp_foveabox_R_50_FPN_100e.yaml",
     }[name]
-    return build_model(small_config(base, node, 3, **device))
+    return small_model(base, **device)
 
 
 @pytest.mark.parametrize("sizes", [[(64, 64)] * 8, [(64, 64), (96, 64)] * 4], ids=["one", "two"])
@@ -122,7 +121,7 @@ def test_a_training_step_waits_seldom(name, most_waits, sizes, monkeypatch):
     monkeypatch.setattr(choice, "_has_triton", lambda device: False)  # slow when interpreted
     batch = [image(*size, [[5, 5, 40, 50], [30, 10, 60, 60]], [0, 2]) for size in sizes]
     with EmulatedGPU() as gpu:
-        model = small_model(name)
+        model = model_on_gpu(name)
         for iteration in range(2):
             gpu.clear()
             losses, _ = train_step(model, batch, iteration)
@@ -139,7 +138,7 @@ def test_a_training_step_waits_seldom(name, most_waits, sizes, monkeypatch):
 def test_detecting_waits_seldom_and_once_more_to_cut_at_thresholds(name):
     """Detectron2 waits 10 times for its anchors, and torchvision after NMS."""
     with EmulatedGPU() as gpu, torch.no_grad():
-        model = small_model(name).eval()
+        model = model_on_gpu(name).eval()
         model.test_score_thresh = 0.0
         inputs = [{"image": image(256, 256, [[5, 5, 40, 50]], [0])["image"]}]
         waits = []

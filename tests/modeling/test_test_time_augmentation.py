@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pytest
 import torch
-from helpers.detectors import small_config
+from helpers.detectors import FOVEABOX, HEADS, RETINANET, small_config
 from torch.testing import assert_close
 
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
@@ -21,24 +21,23 @@ PIXELS = torch.randint(
 AUG = {"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (HEIGHT,), "TEST.AUG.MAX_SIZE": 200}
 
 
-def detector(base, head, **overrides):
+def detector(base, **overrides):
     """A config with test-time augmentation, and its random model that finds much."""
-    keys = {**AUG, f"MODEL.{head}.SCORE_THRESH_TEST": 0.009, **overrides}
-    cfg = small_config(base, head, 3, **keys)
+    keys = {**AUG, f"MODEL.{HEADS[base]}.SCORE_THRESH_TEST": 0.009, **overrides}
+    cfg = small_config(base, **keys)
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     torch.nn.init.normal_(model.head.cls_score.weight, std=0.05)
     return cfg, model
 
 
-RETINANET = ("Base-ALRP-RetinaNet.yaml", "RETINANET")
 EACH_DETECTOR = pytest.mark.parametrize(
-    ("base", "head", "overrides"),
+    ("base", "overrides"),
     [
-        (*RETINANET, {}),
-        (*RETINANET, {"MODEL.ALRP.LOSS_TYPE": "rs", "MODEL.ATSS.HEAD": True}),
-        (*RETINANET, {"MODEL.META_ARCHITECTURE": "RetinaNet"}),
-        ("Base-FoveaBox.yaml", "FOVEABOX", {}),
+        (RETINANET, {}),
+        (RETINANET, {"MODEL.ALRP.LOSS_TYPE": "rs", "MODEL.ATSS.HEAD": True}),
+        (RETINANET, {"MODEL.META_ARCHITECTURE": "RetinaNet"}),
+        (FOVEABOX, {}),
     ],
 )
 
@@ -52,8 +51,8 @@ def detect(model, pixels, **more):
 
 
 @EACH_DETECTOR
-def test_boxes_of_a_mirrored_image_are_the_mirrored_boxes(base, head, overrides):
-    cfg, model = detector(base, head, **overrides)
+def test_boxes_of_a_mirrored_image_are_the_mirrored_boxes(base, overrides):
+    cfg, model = detector(base, **overrides)
     with_flip = with_test_time_augmentation(cfg, model)
     found, mirrored = (detect(with_flip, pixels) for pixels in (PIXELS, PIXELS.flip(2)))
     expected = found.pred_boxes.tensor.clone()
@@ -66,8 +65,8 @@ def test_boxes_of_a_mirrored_image_are_the_mirrored_boxes(base, head, overrides)
 
 
 @EACH_DETECTOR
-def test_the_image_as_it_is_gives_the_detections_of_the_model(base, head, overrides):
-    cfg, model = detector(base, head, **{"TEST.AUG.FLIP": False, **overrides})
+def test_the_image_as_it_is_gives_the_detections_of_the_model(base, overrides):
+    cfg, model = detector(base, **{"TEST.AUG.FLIP": False, **overrides})
     found, expected = (detect(m, PIXELS) for m in (with_test_time_augmentation(cfg, model), model))
     assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=0, atol=1e-3)
     assert torch.equal(found.scores, expected.scores)
@@ -90,7 +89,7 @@ def test_candidates_are_what_an_nms_leaves_that_suppresses_nothing():
 
 def test_boxes_of_an_enlarged_version_are_in_pixels_of_the_image():
     cfg, model = detector(
-        *RETINANET, **{"TEST.AUG.MIN_SIZES": (2 * HEIGHT,), "TEST.AUG.FLIP": False}
+        RETINANET, **{"TEST.AUG.MIN_SIZES": (2 * HEIGHT,), "TEST.AUG.FLIP": False}
     )
     found = detect(with_test_time_augmentation(cfg, model), PIXELS)
     assert found.image_size == (2 * HEIGHT, 2 * WIDTH)
@@ -103,7 +102,7 @@ def test_boxes_of_an_enlarged_version_are_in_pixels_of_the_image():
 
 
 def test_thresholds_cut_only_the_merged_detections():
-    cfg, model = detector(*RETINANET)
+    cfg, model = detector(RETINANET)
     with_flip = with_test_time_augmentation(cfg, model)
     every = detect(with_flip, PIXELS)
     model.shown.thresholds = torch.full((3,), float(every.scores.median()))
@@ -115,11 +114,12 @@ def test_thresholds_cut_only_the_merged_detections():
 
 
 def test_an_r_cnn_is_left_to_detectron2():
-    overrides = {"MODEL.META_ARCHITECTURE": "ThresholdedRCNN", **AUG}
-    base = "Base-ALRP-RCNN-FPN.yaml"
-    cfg = small_config(base, "RETINANET", 3, **overrides)
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 3, 16
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    overrides = {
+        "MODEL.META_ARCHITECTURE": "ThresholdedRCNN",
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+    }
+    cfg = small_config("Base-ALRP-RCNN-FPN.yaml", **overrides, **AUG)
     model = with_test_time_augmentation(cfg, build_model(cfg).eval())
     assert isinstance(model, GeneralizedRCNNWithTTA)
     found, mirrored = (detect(model, pixels) for pixels in (PIXELS, PIXELS.flip(2)))

@@ -6,7 +6,7 @@ import sys
 import pytest
 import timm
 import torch
-from helpers.detectors import CONFIGS, image, small_config, train_step
+from helpers.detectors import CONFIGS, RETINANET, image, small_config, train_step
 from torch.testing import assert_close
 
 from detectron2.config import LazyCall as L
@@ -24,9 +24,9 @@ SMALL = "test_efficientnet"  # timm's own model for tests
 IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 
-def config(*overrides, base="Base-ALRP-RetinaNet.yaml", head="RETINANET"):
+def config(*overrides, base=RETINANET):
     """A RetinaNet on SMALL with the levels P3 and P4."""
-    cfg = small_config(base, head, 2)
+    cfg = small_config(base, 2)
     cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
     cfg.MODEL.TIMM.MODEL_NAME = SMALL
     cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4"]
@@ -130,7 +130,7 @@ def test_p6_and_p7_are_made_where_the_head_reads_them():
 
 
 def test_an_rcnn_has_p6_by_subsampling():
-    cfg = config(base="Base-ALRP-RCNN-FPN.yaml", head="ROI_HEADS")
+    cfg = config(base="Base-ALRP-RCNN-FPN.yaml")
     cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     assert levels(cfg) == {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
     assert not any("top_block" in name for name, _ in build_backbone(cfg).named_parameters())
