@@ -209,6 +209,16 @@ def test_weights_alone_are_not_resumed(saved):
         resumable_state(saved, trainer_state(), "a.pth")
 
 
+@pytest.mark.parametrize("iteration", [None, -1, 4.0, "4", True], ids=repr)
+def test_an_iteration_that_cannot_be_counted_on_from_is_refused(iteration):
+    edited = {**trainer_state(), "iteration": iteration}
+    with pytest.raises(UserError, match="a.pth: expected its iteration to be a whole number"):
+        resumable_state(edited, trainer_state(), "a.pth")
+    nested = {"iteration": iteration, "_trainer": trainer_state()}
+    with pytest.raises(UserError, match="a.pth: expected its iteration to be a whole number"):
+        resumable_state(nested, {"iteration": 0, "_trainer": trainer_state()}, "a.pth")
+
+
 def test_mixed_precision_may_begin_and_end_with_a_resumed_run(caplog):
     scale = {"scale": 65536.0}
     begun = resumable_state(trainer_state(), trainer_state(scaler=scale), "a.pth")

@@ -27,7 +27,7 @@ def resumable_state(saved: Any, current: dict[str, Any], path: str) -> dict[str,
         path: of the checkpoint, for the messages.
 
     Raises:
-        UserError: if there is no such state, or it is of another optimizer.
+        UserError: if there is no such state, it is of another optimizer, or of no iteration.
     """
     is_nested = "_trainer" in current  # in DefaultTrainer, not in a SimpleTrainer
     saved_core = saved.get("_trainer") if is_nested and isinstance(saved, dict) else saved
@@ -37,6 +37,7 @@ def resumable_state(saved: Any, current: dict[str, Any], path: str) -> dict[str,
             f"checkpoint {path} holds no state of a training by this command, so there is nothing "
             f"to resume. {_new_run(path)}"
         )
+    _check_iteration(saved.get("iteration"), path)
     saved_core = dict(saved_core)
     saved_core["optimizer"] = _optimizer_state(
         saved_core["optimizer"], current_core["optimizer"], path
@@ -50,6 +51,15 @@ def resumable_state(saved: Any, current: dict[str, Any], path: str) -> dict[str,
         hooks = {**state["hooks"], "LRScheduler": {**scheduler, "base_lrs": base_lrs}}
         state = {**state, "hooks": hooks}
     return state
+
+
+def _check_iteration(iteration: Any, path: str) -> None:
+    """The number is counted on from; a checkpoint may have been edited."""
+    if type(iteration) is not int or iteration < 0:
+        raise UserError(
+            f"checkpoint {path}: expected its iteration to be a whole number from 0 on, but it is "
+            f"{iteration!r}, so there is nothing to resume. {_new_run(path)}"
+        )
 
 
 def _optimizer_state(saved: dict, current: dict, path: str) -> dict:
