@@ -126,3 +126,16 @@ class DetectionThresholds(nn.Module):
     def extra_repr(self) -> str:
         options = f"least_score={self.least_score}, calibrated={self.calibrated}"
         return f"num_classes={self.num_classes}, {options}"
+
+
+class ShowsDetections:
+    """Mixin of a detector whose outputs go through its :class:`DetectionThresholds`, ``shown``."""
+
+    shown: DetectionThresholds
+
+    def forward(self, batched_inputs: list[dict]):
+        """As the parent; in inference see :meth:`DetectionThresholds.of_outputs`."""
+        if self.training:
+            self.shown.forget()
+            return super().forward(batched_inputs)
+        return self.shown.of_outputs(super().forward(batched_inputs), batched_inputs)

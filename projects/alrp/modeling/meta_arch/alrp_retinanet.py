@@ -15,7 +15,7 @@ from ..box_regression import BoxDeltaTransform
 from ..bridge import RankingHeadLosses, keep_checkpoint_names
 from ..dense_inference import best_detections, check_test_options, decode_best_anchors
 from ..dense_losses import anchor_losses
-from ..detection_thresholds import DetectionThresholds
+from ..detection_thresholds import DetectionThresholds, ShowsDetections
 from ..head_losses import build_head_losses
 from ..matcher import build_matcher
 from ..micro_batches import MicroBatchedDetector
@@ -23,7 +23,7 @@ from ..targets import match_anchors, matched_targets
 
 
 @META_ARCH_REGISTRY.register()
-class ALRPRetinaNet(MicroBatchedDetector, RetinaNet):
+class ALRPRetinaNet(ShowsDetections, MicroBatchedDetector, RetinaNet):
     """RetinaNet whose ``losses`` ranks all anchors and classes of the mini-batch.
 
     Of Detectron2's :class:`RetinaNet` it replaces the matching (:meth:`label_anchors`), the losses
@@ -74,12 +74,6 @@ class ALRPRetinaNet(MicroBatchedDetector, RetinaNet):
         ret["score_thresh_predict"] = cfg.MODEL.ALRP.SCORE_THRESH_PREDICT
         ret["calibrated_scores"] = cfg.MODEL.ALRP.CALIBRATED_SCORES
         return ret
-
-    def forward(self, batched_inputs):
-        if self.training:
-            self.shown.forget()
-            return super().forward(batched_inputs)
-        return self.shown.of_outputs(super().forward(batched_inputs), batched_inputs)
 
     @torch.no_grad()
     def label_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]):

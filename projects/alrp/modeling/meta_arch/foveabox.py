@@ -17,7 +17,7 @@ from ..box_regression import PointBoxTransform
 from ..bridge import HeadLosses, keep_checkpoint_names
 from ..dense_inference import best_detections, check_test_options, decode_best_anchors
 from ..dense_losses import anchor_losses
-from ..detection_thresholds import DetectionThresholds
+from ..detection_thresholds import DetectionThresholds, ShowsDetections
 from ..fovea_matcher import FoveaMatcher
 from ..head_losses import build_head_losses
 from ..micro_batches import MicroBatchedDetector
@@ -25,7 +25,7 @@ from ..targets import matched_targets
 
 
 @META_ARCH_REGISTRY.register()
-class FoveaBox(MicroBatchedDetector, DenseDetector):
+class FoveaBox(ShowsDetections, MicroBatchedDetector, DenseDetector):
     """FoveaBox (Kong et al., arXiv:1904.03797) as published with aLRP: no deformable alignment.
 
     Each cell of each level predicts K logits and the four distances from its centre to the sides
@@ -136,12 +136,6 @@ class FoveaBox(MicroBatchedDetector, DenseDetector):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
-
-    def forward(self, batched_inputs):
-        if self.training:
-            self.shown.forget()
-            return super().forward(batched_inputs)
-        return self.shown.of_outputs(super().forward(batched_inputs), batched_inputs)
 
     def forward_training(self, images, features, predictions, gt_instances):
         pred_logits, pred_deltas = self._transpose_dense_predictions(
