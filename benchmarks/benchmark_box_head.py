@@ -11,11 +11,9 @@ beyond model, features and the buffers of their gradients.
 
 import argparse
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 import torch
-from measuring import MIB, device_name, markdown, random_boxes, whole_number
+from measuring import MIB, device_name, in_new_process, markdown, random_boxes, whole_number
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_roi_heads
@@ -23,6 +21,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 
 from alrp.config import load_config
+from alrp.errors import exit_status
 from alrp.memory import peak_memory
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "COCO-Detection"
@@ -50,10 +49,9 @@ def random_image(generator: torch.Generator) -> tuple[Instances, Instances]:
     )
 
 
-def measure(name: str, num_images: int, device_name: str) -> tuple[float, float, float, float]:
+def measure(name: str, num_images: int, device: torch.device) -> tuple[float, float, float, float]:
     """Positives and negatives per image, and MiB after forward and after backward."""
     generator = torch.Generator().manual_seed(0)
-    device = torch.device(device_name)
     cfg = load_config(str(CONFIGS / f"{name}.yaml"))
     cfg.MODEL.ALRP.SELF_BALANCE.PERIOD = 1
     levels = {f"p{i}": stride for i, stride in enumerate(STRIDES, start=2)}
@@ -82,23 +80,30 @@ def measure(name: str, num_images: int, device_name: str) -> tuple[float, float,
     )
 
 
-def main(argv=None) -> int:
-    """Measure both heads and print a table; returns the exit status."""
+def parse_args(argv=None):
+    """Parsed command line."""
     parser = argparse.ArgumentParser(description="Memory of the box heads in a training step.")
     parser.add_argument(
         "--images", type=whole_number(1), default=8, help="images of a batch (default: 8)"
     )
     parser.add_argument("--device", type=device_name, default="cpu", help="cpu or cuda")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def run(args) -> None:
+    """Measure both heads and print a table."""
     rows = []
     for name in NAMES:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            figures = pool.submit(measure, name, args.images, args.device).result()
+        figures = in_new_process(measure, name, args.images, torch.device(args.device))
         positives, negatives, *mebibytes = figures
         rows.append([f"`{name}`", f"{positives:.0f}, {negatives:.0f}", *mebibytes])
     header = ["box head", "positives, negatives per image", "MiB after forward", "after backward"]
     print(markdown(header, rows))
-    return 0
+
+
+def main(argv=None) -> int:
+    """Run the benchmark; returns the exit status."""
+    return exit_status(run, parse_args(argv))
 
 
 if __name__ == "__main__":

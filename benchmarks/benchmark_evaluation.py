@@ -25,9 +25,9 @@ from pathlib import Path
 import torch
 from measuring import (
     environment,
-    json_file,
     markdown,
     medians_in_turns,
+    output_file,
     random_boxes,
     whole_number,
     write_json,
@@ -40,6 +40,7 @@ from detectron2.evaluation import COCOEvaluator, coco_evaluation
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from alrp import evaluate as alrp_evaluate
+from alrp.errors import exit_status
 from alrp.evaluation import LRPEvaluator
 
 SIDE, NUM_OBJECTS = 512, 7
@@ -67,7 +68,7 @@ def parse_args(argv=None):
     parser.add_argument("--classes", type=at_least_1, default=80, help="of the dataset")
     parser.add_argument("--repeats", type=at_least_1, default=3, help="timed runs of each")
     parser.add_argument(
-        "--json", type=json_file, metavar="FILE", help="write the figures here as well"
+        "--json", type=output_file, metavar="FILE", help="write the figures here as well"
     )
     return parser.parse_args(argv)
 
@@ -162,9 +163,8 @@ def measure(args) -> dict:
             return medians_in_turns(runs, args.repeats, torch.device("cpu"), warm_up=0)
 
 
-def main(argv=None) -> int:
-    """Measure and print a table; returns the exit status."""
-    args = parse_args(argv)
+def run(args) -> None:
+    """Measure and print a table."""
     seconds = measure(args)
     document = {
         **{key: getattr(args, key) for key in ("images", "detections", "classes")},
@@ -177,7 +177,11 @@ def main(argv=None) -> int:
     rows = [[names.get(key, key), s, s / seconds[RIVALS[key]]] for key, s in seconds.items()]
     print(markdown(["evaluation", "seconds", "ratio"], rows))
     write_json(args.json, document)
-    return 0
+
+
+def main(argv=None) -> int:
+    """Run the benchmark; returns the exit status."""
+    return exit_status(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ logits.
 
 import argparse
 import itertools
+import sys
 import warnings
 from functools import partial
 from typing import Callable, NamedTuple
@@ -28,14 +29,15 @@ from measuring import (
     device_name,
     environment,
     gpu_work,
-    json_file,
     medians_in_turns,
+    output_file,
     peak_bytes,
     whole_number,
     write_json,
 )
 from torch import Tensor
 
+from alrp.errors import exit_status
 from alrp.losses import alrp_loss, ap_loss, rs_loss
 
 BASELINE = "focal (fvcore, jit)"
@@ -327,7 +329,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("--device", type=device_name, default="cpu", help="cpu or cuda")
     parser.add_argument(
-        "--json", type=json_file, metavar="OUT", help="also write the numbers to this file"
+        "--json", type=output_file, metavar="OUT", help="also write the numbers to this file"
     )
     parser.add_argument("--quick", action="store_true", help="one small problem, to see it run")
     args = parser.parse_args(argv)
@@ -339,9 +341,8 @@ def parse_args(argv=None):
     return args
 
 
-def main(argv=None) -> int:
-    """Measure, print two tables and write JSON; returns the exit status."""
-    args = parse_args(argv)
+def run(args) -> None:
+    """Measure, print two tables and write JSON."""
     if args.threads:
         torch.set_num_threads(args.threads)
     document = {**environment(torch.device(args.device)), "baseline": BASELINE}
@@ -365,8 +366,12 @@ def main(argv=None) -> int:
         document["growth"].append({**case, "loss": loss.__name__, **row})
         print(GROWTH_LINE.format(**document["growth"][-1]), flush=True)
     write_json(args.json, document)
-    return 0
+
+
+def main(argv=None) -> int:
+    """Run the benchmark; returns the exit status."""
+    return exit_status(run, parse_args(argv))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -20,9 +20,9 @@ from measuring import (
     device_name,
     environment,
     gpu_work,
-    json_file,
     markdown,
     medians_in_turns,
+    output_file,
     peak_bytes,
     random_boxes,
     whole_number,
@@ -34,6 +34,7 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, pairwise_iou
 
+from alrp.errors import exit_status
 from alrp.modeling import ATSSMatcher, MaxIoUMatcher
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -53,7 +54,7 @@ def parse_args(argv=None):
     parser.add_argument("--device", type=device_name, default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=at_least_1, default=1, help="of the CPU")
     parser.add_argument(
-        "--json", type=json_file, metavar="FILE", help="write the figures here as well"
+        "--json", type=output_file, metavar="FILE", help="write the figures here as well"
     )
     return parser.parse_args(argv)
 
@@ -112,10 +113,9 @@ def table(results: list[dict]) -> str:
     return markdown(header, rows)
 
 
-def main(argv=None) -> int:
-    """Run the benchmark; returns the exit status."""
+def run(args) -> None:
+    """Measure and print a table."""
     warnings.filterwarnings("ignore", message="torch.meshgrid")  # Detectron2's call of it
-    args = parse_args(argv)
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     anchors = make_anchors(args.image_size, device)
@@ -128,7 +128,11 @@ def main(argv=None) -> int:
     document = {"num_anchors": num_anchors, **environment(device), "results": results}
     print(f"{num_anchors:,} anchors; {environment(device)}\n\n{table(results)}")
     write_json(args.json, document)
-    return 0
+
+
+def main(argv=None) -> int:
+    """Run the benchmark; returns the exit status."""
+    return exit_status(run, parse_args(argv))
 
 
 if __name__ == "__main__":

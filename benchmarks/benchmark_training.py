@@ -29,9 +29,9 @@ from measuring import (
     device_name,
     environment,
     gpu_work,
-    json_file,
     markdown,
     medians_in_turns,
+    output_file,
     peak_bytes,
     peak_of_process,
     random_batch,
@@ -84,7 +84,7 @@ def parse_args(argv=None):
     parser.add_argument("--device", type=device_name, default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=at_least_1, default=1, help="of the CPU")
     parser.add_argument(
-        "--json", type=json_file, metavar="FILE", help="write the figures here as well"
+        "--json", type=output_file, metavar="FILE", help="write the figures here as well"
     )
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config"

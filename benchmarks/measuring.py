@@ -9,6 +9,7 @@ import json
 import math
 import multiprocessing
 import random
+import signal
 import statistics
 import tempfile
 import time
@@ -62,7 +63,7 @@ def device_name(text: str) -> str:
     return text
 
 
-def json_file(text: str) -> str:
+def output_file(text: str) -> str:
     """Type of an option: a file that can be written, known before hours of measuring."""
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
@@ -238,9 +239,16 @@ def peak_of_process(function: Callable, *args, device: torch.device) -> int:
     On a GPU that of PyTorch's allocator, on a CPU resident memory beyond the imported libraries.
     To be called while this process is small, as a new one starts with the peak of its parent.
     """
+    return in_new_process(_peak_here, function, args, device, torch.get_num_threads())
+
+
+def in_new_process(function: Callable, *args):
+    """What ``function(*args)`` returns in a process that it has for itself."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_peak_here, function, args, device, torch.get_num_threads()).result()
+    # Ctrl-C ends it without a traceback.
+    signals = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
+    with ProcessPoolExecutor(1, mp_context=context, **signals) as pool:
+        return pool.submit(function, *args).result()
 
 
 def _peak_here(function: Callable, args: tuple, device: torch.device, threads: int) -> int:

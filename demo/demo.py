@@ -26,7 +26,7 @@ from alrp.data.images import read_image
 from alrp.engine import load_trained_model, setup_config
 from alrp.engine.thresholds import by_class_index, detection_thresholds_of, read_thresholds
 from alrp.errors import UserError, exit_status
-from alrp.files import replacing
+from alrp.files import check_folder, make_folder, replacing
 
 RESULTS = Path("inference", "lrp_results.json")  # what an evaluation leaves beside the weights
 CONFIDENCE = 0.5  # least score drawn if nothing better is known
@@ -69,10 +69,7 @@ def parse_args(argv=None):
 
 def output_paths(inputs: list, output: str) -> dict:
     """Picture to write for every input; UserError for a missing input or a clash of names."""
-    place = Path(output).absolute()
-    present = next(path for path in (place, *place.parents) if path.exists())
-    if not present.is_dir():
-        raise UserError(f"--output: {present} is a file; name a folder, which may be a new one.")
+    check_folder(output, "--output")
     paths = {}
     for name in inputs:
         if os.path.isdir(name):
@@ -146,16 +143,6 @@ def draw(image: np.ndarray, instances, names: list) -> np.ndarray:
     return picture.get_image()
 
 
-def make_folder(path: str) -> None:
-    """Make a folder if it is absent; UserError if that cannot be done."""
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--output: {path} cannot be made ({error.strerror}); name another folder."
-        ) from error
-
-
 def run(args) -> None:
     """Detect and draw; UserError if something given does not fit."""
     paths = output_paths(args.input, args.output)
@@ -164,7 +151,7 @@ def run(args) -> None:
     scores = least_scores(args, cfg, model, names or []).double().cpu()
     found = detection_thresholds_of(model)
     mapper = build_mapper(cfg, is_train=False)
-    make_folder(args.output)
+    make_folder(args.output, "--output")
     for name, path in paths.items():
         picture = read_image(name, "RGB")
         # Resized as in an evaluation; and with an image_id the model gives all that it detects.

@@ -23,6 +23,7 @@ from detectron2.data import MetadataCatalog
 from alrp.data.datasets.shapes import make_shapes_dataset
 from alrp.engine import setup_config
 from alrp.errors import UserError, exit_status
+from alrp.files import make_folder
 from alrp.vis import LabelledBoxes, detections_figure, read_metrics, training_figure
 
 TRAIN_NET = Path(__file__).resolve().parents[1] / "train_net.py"
@@ -79,7 +80,7 @@ def clear_earlier_results(output: Path) -> None:
                 f"demo: expected a new folder or one of an earlier demo, but {output} holds "
                 "something else; name another one with --output."
             )
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output, "--output")
     (output / MARK).touch()
     for path in [path for pattern in RESULTS for path in output.glob(pattern)]:
         path.unlink()
@@ -188,11 +189,7 @@ def run(args) -> None:
 def main(argv=None) -> int:
     """Run the demo; returns the exit status."""
     sys.stdout.reconfigure(line_buffering=True)
-    try:
-        return exit_status(run, parse_args(argv))
-    except KeyboardInterrupt:
-        print("\nstopped; the next run starts anew", file=sys.stderr)
-        return 130
+    return exit_status(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from alrp.errors import NoSpaceError, UserError
-from alrp.files import parse_json, read_json, replacing
+from alrp.files import check_folder, make_folder, parse_json, read_json, replacing
 
 
 @pytest.fixture
@@ -70,6 +70,26 @@ def test_a_folder_is_not_replaced(tmp_path):
     with pytest.raises(UserError, match="no plain file"):
         with replacing(tmp_path):
             pass
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_file_in_place_of_a_folder_is_named(tmp_path, name):
+    (tmp_path / "file").touch()
+    path = tmp_path / name
+    with pytest.raises(
+        UserError, match=f"^--out: '{path}' cannot .*: {tmp_path}/file is no folder"
+    ):
+        check_folder(path, "--out")
+    with pytest.raises(UserError, match=f"^--out: the folder '{path}' cannot be made"):
+        make_folder(path, "--out")
+
+
+def test_a_folder_that_can_be_made_is_checked_without_making_it(tmp_path):
+    check_folder(tmp_path / "new" / "below", "--out")
+    assert not os.listdir(tmp_path)
+    for _ in range(2):
+        make_folder(tmp_path / "new" / "below", "--out")
+    assert (tmp_path / "new" / "below").is_dir()
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -100,6 +100,9 @@ def main(argv=None):
         print(f"install_detectron2: {error}", file=sys.stderr)
     except OSError as error:
         print(f"install_detectron2: the file system refused: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("install_detectron2: interrupted", file=sys.stderr)
+        return 130
     return 1
 
 

@@ -18,18 +18,22 @@ class NoSpaceError(UserError):
     """A file cannot be written because the disk is full or the quota used up; free space helps."""
 
 
-def exit_status(command: Callable[..., None], *args) -> int:
-    """Run a command; a mistake of its user becomes one line on stderr.
+def exit_status(command: Callable[..., object], *args, mistake: int = 1) -> int:
+    """Run a command; a mistake of its user, or Ctrl-C, becomes one line on stderr.
 
     Args:
         command: what the command does, as a function of ``args``.
+        mistake: the status after a :class:`UserError`.
 
     Returns:
-        int: 0, or 1 if ``command`` raised :class:`UserError`.
+        int: 0, ``mistake``, or 130 after Ctrl-C.
     """
     try:
         command(*args)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
-        return 1
+        return mistake
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted\n")
+        return 130
     return 0

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 
-from .errors import UserError
+from .errors import UserError, exit_status
 from .evaluation.calibration import calibration_line, summary_with_calibration
 from .evaluation.coco_input import Sources, category_names, check_ground_truth, detection_boxes
 from .evaluation.coco_matching import (
@@ -25,7 +25,7 @@ from .evaluation.coco_matching import (
 from .evaluation.comparison import compare_lrp, comparison_table
 from .evaluation.lrp import lrp_curve
 from .evaluation.report import lrp_table, write_summary
-from .files import read_json
+from .files import check_folder, make_folder, read_json, replacing
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -82,17 +82,13 @@ def main(argv: list[str] | None = None) -> int:
     """Evaluate and print; returns the exit status, 2 on bad input."""
     args = parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    try:
-        text = _run(args)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.write(f"{text}\n")
-    return 0
+    return exit_status(_run, args, mistake=2)
 
 
-def _run(args: argparse.Namespace) -> str:
-    """What to print; files are written on the way."""
+def _run(args: argparse.Namespace) -> None:
+    """Evaluate, write the files, and print."""
+    if args.figures:
+        check_folder(args.figures, "--figures")
     dataset = read_json(args.ground_truth)
     check_ground_truth(dataset, Sources(args.ground_truth, args.results))
     matches, tau = _matches(dataset, args.results, args), args.settings.tau
@@ -106,15 +102,15 @@ def _run(args: argparse.Namespace) -> str:
     report = lrp_table(summary)
     if not math.isnan(summary["calibration"]["error"]):
         report += f"\n\n{calibration_line(summary['calibration'])}"
-    if not args.compare:
-        return report
-    others = _matches(dataset, args.compare, args)
-    _warn_of_no_match(others, args.compare, tau)
-    table = compare_lrp(matches, others, tau=tau, num_samples=args.samples)
-    return (
-        f"{report}\n\nfirst: {args.results}, second: {args.compare}; "
-        f"below 0 the second is better\n{comparison_table(table)}"
-    )
+    if args.compare:
+        others = _matches(dataset, args.compare, args)
+        _warn_of_no_match(others, args.compare, tau)
+        table = compare_lrp(matches, others, tau=tau, num_samples=args.samples)
+        report += (
+            f"\n\nfirst: {args.results}, second: {args.compare}; "
+            f"below 0 the second is better\n{comparison_table(table)}"
+        )
+    sys.stdout.write(f"{report}\n")
 
 
 def _matches(dataset: dict, file: str, args: argparse.Namespace) -> dict[str, ImageMatches]:
@@ -162,14 +158,10 @@ def _draw(by_name: dict[str, ImageMatches], folder: str, tau: float) -> None:
     figures = {"mean": (list(curves.values()), f"mean of {len(curves)} classes")}
     for i, (name, curve) in enumerate(curves.items(), start=1):
         figures[f"{i:03d}_{re.sub(r'[^A-Za-z0-9-]+', '_', name)}"] = ([curve], name)
-    try:
-        os.makedirs(folder, exist_ok=True)
-        for file, (of_figure, title) in figures.items():
-            lrp_figure(of_figure, title, tau=tau).savefig(os.path.join(folder, f"{file}.png"))
-    except OSError as error:
-        raise UserError(
-            f"--figures: {folder} cannot be written ({error.strerror}); name another folder."
-        ) from error
+    make_folder(folder, "--figures")
+    for file, (of_figure, title) in figures.items():
+        with replacing(os.path.join(folder, f"{file}.png")) as png:
+            lrp_figure(of_figure, title, tau=tau).savefig(png)
 
 
 if __name__ == "__main__":

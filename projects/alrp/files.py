@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and JSON that is read with one clear message."""
+"""Files that appear whole or not at all, folders to write to, and JSON: each with one message."""
 
 from __future__ import annotations
 
@@ -138,6 +138,45 @@ def _remove_leftovers(folder: str) -> None:
         with suppress(OSError), open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails if its writer lives
             os.remove(path)
+
+
+def check_folder(path: str | os.PathLike, option: str) -> None:
+    """Check that a folder is there or can be made, and written to; nothing is made here.
+
+    Args:
+        path: of the folder.
+        option: that names it, such as "--output".
+
+    Raises:
+        UserError: if not.
+    """
+    present = os.path.abspath(path)
+    while not os.path.exists(present):
+        present = os.path.dirname(present)
+    if not os.path.isdir(present) or not os.access(present, os.W_OK):
+        raise UserError(
+            f"{option}: {os.fspath(path)!r} cannot be written: {present} is no folder that you may "
+            "write to; name another one."
+        )
+
+
+def make_folder(path: str | os.PathLike, option: str) -> None:
+    """Make a folder and its parents, unless they are there.
+
+    Args:
+        path: of the folder.
+        option: that names it, such as "--output".
+
+    Raises:
+        UserError: if that cannot be done.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{option}: the folder {os.fspath(path)!r} cannot be made ({error.strerror}); name "
+            "another one."
+        ) from error
 
 
 def kind_of_file(path: str | os.PathLike) -> str:

@@ -132,10 +132,10 @@ def test_a_gpu_that_this_machine_has_not_is_refused(measuring):
 
 def test_figures_are_written_to_a_file_in_a_folder_that_exists(measuring, tmp_path):
     path = str(tmp_path / "figures.json")
-    assert measuring.json_file(path) == path
+    assert measuring.output_file(path) == path
     for wrong in (tmp_path, tmp_path / "absent" / "figures.json"):
         with pytest.raises(argparse.ArgumentTypeError, match="expected a file in a folder"):
-            measuring.json_file(str(wrong))
+            measuring.output_file(str(wrong))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs the emulation")

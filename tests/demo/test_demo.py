@@ -288,12 +288,7 @@ def test_an_output_that_is_a_file_is_refused(demo, tmp_path, capsys, output):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.bmp")
     arguments = ["--config-file", CONFIG, "--input", str(tmp_path / "a.bmp")]
     assert demo.main([*arguments, "--output", str(tmp_path / output)]) == 1
-    assert f"error: --output: {tmp_path / 'file'} is a file" in capsys.readouterr().err
-
-
-def test_an_output_that_cannot_be_made_is_refused(demo):
-    with pytest.raises(UserError, match="--output: /proc/none/below cannot be made"):
-        demo.make_folder("/proc/none/below")
+    assert f"{tmp_path / 'file'} is no folder" in capsys.readouterr().err
 
 
 def test_missing_weights_are_explained_without_a_traceback(demo, tmp_path, capsys):

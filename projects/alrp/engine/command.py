@@ -16,6 +16,7 @@ from ..coco import Finding
 from ..config import load_config
 from ..data.datasets.coco_format import expand_path, register_coco_format
 from ..errors import UserError
+from ..files import check_folder
 from . import preflight
 from .failures import explain
 from .launch import ProcessFailure, Terminated, launch, refusal_is_told, world_size
@@ -198,14 +199,7 @@ def _check_output_dir(output_dir: str) -> None:
     """``OUTPUT_DIR`` and what it holds can be made or written to; nothing is made here."""
     if not output_dir:
         raise UserError('OUTPUT_DIR: expected a folder, but got ""; set OUTPUT_DIR to one.')
-    present = os.path.abspath(output_dir)
-    while not os.path.exists(present):
-        present = os.path.dirname(present)
-    if not os.path.isdir(present) or not os.access(present, os.W_OK):
-        raise UserError(
-            f"OUTPUT_DIR: {output_dir!r} cannot be written: {present} is no folder that you may "
-            "write to; set OUTPUT_DIR to another one."
-        )
+    check_folder(output_dir, "OUTPUT_DIR")
     for name in (*_FILES, *_FOLDERS):
         path = os.path.join(output_dir, name)
         if not os.path.exists(path):

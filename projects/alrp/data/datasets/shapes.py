@@ -22,6 +22,7 @@ import json
 import math
 import numpy as np
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, NamedTuple
@@ -29,7 +30,7 @@ import pycocotools.mask as mask_util
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from ...errors import UserError
+from ...errors import UserError, exit_status
 from ...files import read_json, replacing
 
 CLASS_NAMES = ("disc", "rectangle", "triangle")
@@ -318,8 +319,8 @@ def _polygon_area(outline: np.ndarray) -> float:
     return 0.5 * abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))))
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry of ``python -m alrp.data.datasets.shapes``."""
+def main(argv: list[str] | None = None) -> int:
+    """Run ``python -m alrp.data.datasets.shapes``; returns the exit status, 2 on a mistake."""
     parser = argparse.ArgumentParser(
         prog="python -m alrp.data.datasets.shapes",
         description="Write the built-in synthetic detection dataset in COCO format.",
@@ -332,11 +333,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same pictures")
     parser.add_argument("--masks", action="store_true", help="write masks, too")
     args = parser.parse_args(argv)
-    try:
-        make_shapes_dataset(**vars(args))
-    except UserError as error:
-        parser.exit(2, f"{error}\n")
+    return exit_status(lambda: make_shapes_dataset(**vars(args)), mistake=2)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
