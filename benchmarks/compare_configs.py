@@ -5,29 +5,44 @@
         [--num-seeds 3] [--figure FILE] [--opts KEY VALUE ...]
 
 Each run is train_net.py in FOLDER/<name of the config>/seed_<n>. A run that is finished is not
-repeated and one that was interrupted goes on, so the same command may be started again. The first
-seed of every config comes before the second of any. The table has the mean of each figure over the
-seeds and their sample standard deviation; the figure shows AP and oLRP at each evaluation.
+repeated and one that was interrupted goes on, so the same command may be started again; configs and
+FOLDER may have been moved. The first seed of every config comes before the second of any. The table
+has the mean of each figure over the seeds and their sample standard deviation; the figure shows AP
+and oLRP at each evaluation.
 """
 
 import argparse
+import fcntl
 import json
 import statistics
 import subprocess
 import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Iterator
 import yaml
-from measuring import whole_number
+from measuring import output_file, whole_number
 
 from detectron2.config import CfgNode
 
 from alrp.errors import UserError, exit_status
-from alrp.files import replacing
+from alrp.files import make_folder, read_json, replacing
 
 TRAIN_NET = Path(__file__).resolve().parents[1] / "train_net.py"
 METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75", "lrp/oLRP", "lrp/oLRP_Loc", "lrp/oLRP_FP")
 METRICS += ("lrp/oLRP_FN",)
 HEADINGS = [name.split("/")[-1].replace("oLRP_", "") for name in METRICS]
+
+
+def figure_file(text: str) -> str:
+    """Type of an option: a picture that can be written, known before hours of training."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if Path(text).suffix[1:].lower() not in FigureCanvasBase.filetypes:
+        raise argparse.ArgumentTypeError(
+            f"expected a name that ends like .png, .pdf or .svg, but got {text!r}"
+        )
+    return output_file(text)
 
 
 def parse_args(argv=None):
@@ -41,14 +56,16 @@ def parse_args(argv=None):
     parser.add_argument(
         "--overlay", metavar="FILE", help="YAML file without _BASE_, whose keys all configs get"
     )
-    parser.add_argument("--figure", metavar="FILE", help="draw AP and oLRP over the iterations")
+    parser.add_argument(
+        "--figure", type=figure_file, metavar="FILE", help="draw AP and oLRP over the iterations"
+    )
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for all configs"
     )
     return parser.parse_args(argv)
 
 
-def config_content(config_file: str) -> str:
+def config_content(config_file: str) -> dict:
     """What a config and its bases set, without the defaults, which later versions may extend."""
     try:
         content = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
@@ -61,38 +78,60 @@ def config_content(config_file: str) -> str:
         yaml.YAMLError,
     ) as error:
         raise UserError(f"compare_configs: cannot read {config_file} ({error}).") from error
-    return json.dumps(content, default=str, indent=1)
+    return json.loads(json.dumps(content, default=str))
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and its parents; UserError if that is impossible."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"compare_configs: cannot make the folder {folder} ({error}); name another --output."
-        ) from error
+@contextmanager
+def held(folder: Path) -> Iterator[int]:
+    """Hold the folder of a run; UserError if another process does.
+
+    Yields:
+        File descriptor of the lock. The system releases it when the last process that has it ends,
+        however it does.
+    """
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"compare_configs: another process trains in {folder}; wait until it has ended, or "
+                "name another folder with --output."
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        yield file.fileno()
 
 
-def keep_record(folder: Path, records: dict) -> None:
+def keep_records(folder: Path, records: dict) -> None:
     """Write what a run is of, by file name; UserError if ``folder`` is of another run."""
-    make_folder(folder)
-    paths = {folder / name: text for name, text in records.items()}
-    for path, text in paths.items():
-        if path.exists() and path.read_text(errors="replace") != text:
+    for name, record in records.items():
+        path, found = folder / name, None
+        if not path.exists():
+            continue
+        with suppress(UserError):
+            found = read_json(path)
+        if what_counts(found) != what_counts(record):
             raise UserError(
                 f"compare_configs: {folder} holds a run with other options or another content of "
                 f"its config ({path}); name another folder with --output or remove that one."
             )
-    for path, text in paths.items():
-        with replacing(path) as file:
-            file.write(text.encode())
+    for name, record in records.items():
+        with replacing(folder / name) as file:
+            file.write(json.dumps(record, indent=1).encode())
+
+
+def what_counts(record: list | dict | None) -> list | dict | None:
+    """A record without the path of the config, which may have been moved; its content counts."""
+    if isinstance(record, list) and "--config-file" in record:
+        place = record.index("--config-file")
+        return record[:place] + record[place + 2 :]
+    return record
 
 
 def with_overlay(config_file: str, overlay: str, folder: Path) -> str:
     """Path of a config made in ``folder`` that has the keys of ``overlay`` over its own."""
     bases = [str(Path(file).resolve()) for file in (config_file, overlay)]
-    make_folder(folder)
+    make_folder(folder, "--output")
     path = folder / f"{Path(config_file).stem}.yaml"
     with replacing(path) as file:
         file.write(yaml.safe_dump({"_BASE_": bases}).encode())
@@ -102,21 +141,26 @@ def with_overlay(config_file: str, overlay: str, folder: Path) -> str:
 def train(config_file: str, seed: int, folder: Path, opts: list) -> None:
     """Train and evaluate in ``folder``, unless it holds the result of the same command."""
     command = ["--resume", "--config-file", config_file, *opts, "SEED", str(seed)]
-    records = {"command.json": json.dumps(command)}
-    records["config_content.json"] = config_content(config_file)
-    keep_record(folder, records)
-    if (folder / "finished").exists():
-        return
-    with open(folder / "console.txt", "wb") as console:
+    records = {"command.json": command, "config_content.json": config_content(config_file)}
+    make_folder(folder, "--output")
+    with held(folder) as lock:
+        keep_records(folder, records)
+        if (folder / "finished").exists():
+            return
         command = [sys.executable, str(TRAIN_NET), *command, "OUTPUT_DIR", str(folder)]
-        failed = subprocess.run(command, stdout=console, stderr=subprocess.STDOUT).returncode
-    if failed:
-        if not (folder / "last_checkpoint").exists():  # nothing that a corrected command would mix
-            for name in records:
-                (folder / name).unlink()
-        tail = (folder / "console.txt").read_text(errors="replace").splitlines()[-5:]
-        raise UserError("\n".join([f"compare_configs: the run in {folder} failed:", *tail]))
-    (folder / "finished").touch()
+        with open(folder / "console.txt", "wb") as console:
+            # A training that survives this process keeps the lock.
+            status = subprocess.run(
+                command, stdout=console, stderr=subprocess.STDOUT, pass_fds=[lock]
+            ).returncode
+        if status:
+            # Without a checkpoint there is nothing that a corrected command would go on with.
+            if not (folder / "last_checkpoint").exists():
+                for name in records:
+                    (folder / name).unlink()
+            tail = (folder / "console.txt").read_text(errors="replace").splitlines()[-5:]
+            raise UserError("\n".join([f"compare_configs: the run in {folder} failed:", *tail]))
+        (folder / "finished").touch()
 
 
 def read_evaluations(folder: Path) -> list[dict]:
@@ -180,7 +224,8 @@ def draw_evaluations(output: Path, names: list[str], num_seeds: int, path: str) 
         ax.set(xlabel="iteration", ylabel=metric.split("/")[-1])
         ax.grid(True, color="#DDDDDD", linewidth=0.6)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside right center", fontsize="small")
-    figure.savefig(path, dpi=100)
+    with replacing(path) as file:
+        figure.savefig(file, format=Path(path).suffix[1:].lower(), dpi=100)
 
 
 def run_all(args: argparse.Namespace, names: list[str]) -> dict:
@@ -204,9 +249,9 @@ def run(args) -> None:
     """Run all that is missing and compare; UserError if a run fails."""
     names = [Path(config_file).stem for config_file in args.config_files]
     results = run_all(args, names)
+    print("\n" + table(results))
     if args.figure:
         draw_evaluations(Path(args.output), names, args.num_seeds, args.figure)
-    print("\n" + table(results))
 
 
 def main(argv=None) -> int:

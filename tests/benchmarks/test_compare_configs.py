@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
+from contextlib import suppress
 from pathlib import Path
 import pytest
 
@@ -100,6 +104,58 @@ def test_a_run_of_another_content_of_its_config_is_refused(tool, tmp_path):
         tool.train(str(config), 1, folder, [])
 
 
+def test_a_config_that_was_moved_is_the_same_one(tool, tmp_path):
+    config, folder = tmp_path / "config.yaml", tmp_path / "run"
+    config.write_text("SOLVER: {BASE_LR: 0.1}")
+    folder.mkdir()
+    (folder / "finished").touch()
+    tool.train(str(config), 1, folder, [])
+    moved, elsewhere = tmp_path / "moved.yaml", tmp_path / "elsewhere"
+    config.rename(moved)
+    folder.rename(elsewhere)
+    tool.train(str(moved), 1, elsewhere, [])
+    with pytest.raises(UserError, match="other options.*command.json"):
+        tool.train(str(moved), 2, elsewhere, [])
+
+
+# A training that a killed command leaves behind.
+LEAVES_A_PROCESS = """
+import subprocess, sys
+process = subprocess.Popen(["sleep", "600"], close_fds=False)
+open(sys.argv[-1] + "/pid", "w").write(str(process.pid))
+sys.exit("failed")
+"""
+
+
+def test_a_folder_that_is_trained_in_is_refused(tool, tmp_path, monkeypatch):
+    stand_in, folder = tmp_path / "stand_in.py", tmp_path / "run"
+    stand_in.write_text(LEAVES_A_PROCESS)
+    monkeypatch.setattr(tool, "TRAIN_NET", stand_in)
+    with pytest.raises(UserError, match="failed"):
+        tool.train(CONFIG, 1, folder, [])
+    pid = int((folder / "pid").read_text())
+    try:
+        with pytest.raises(UserError, match=f"another process trains in {folder}"):
+            tool.train(CONFIG, 1, folder, [])
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    (folder / "finished").touch()
+    for _ in range(6000):  # until it has ended
+        with suppress(UserError):
+            return tool.train(CONFIG, 1, folder, [])
+        time.sleep(0.01)
+    pytest.fail("the lock outlives its process")
+
+
+@pytest.mark.parametrize("name", ["absent/figure.png", "figure.text", "figure"])
+def test_a_figure_that_cannot_be_written_is_refused_at_once(tool, tmp_path, capsys, name):
+    command = [CONFIG, "--output", str(tmp_path / "runs"), "--figure", str(tmp_path / name)]
+    with pytest.raises(SystemExit):
+        tool.main(command)
+    assert "--figure: expected a" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_record_that_is_cut_off_is_refused(tool, tmp_path):
     (tmp_path / "command.json").write_text('["--resume", "--conf')
     with pytest.raises(UserError, match="other options.*command.json"):
@@ -121,7 +177,7 @@ def test_an_output_that_is_a_file_is_refused(tool, tmp_path, capsys):
     command = [CONFIG, "--output", str(tmp_path / "file")]
     for options in ([], ["--overlay", CONFIG]):
         assert tool.main([*command, *options]) == 1
-        assert "cannot make the folder" in capsys.readouterr().err
+        assert "error: --output: the folder" in capsys.readouterr().err
 
 
 def test_at_least_one_seed_is_asked_for(tool, tmp_path, capsys):
