@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-from typing import Any, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
@@ -50,17 +51,22 @@ def read_thresholds(path: str) -> dict[str, float]:
     Raises:
         UserError: if it is no such file, or cannot be read.
     """
-    try:
+    with _reading(path, "thresholds"):
         per_class = read_json(path)["per_class"]
         scores = {name: values["threshold"] for name, values in per_class.items()}
         return {name: math.nan if s is None else float(s) for name, s in scores.items()}
+
+
+@contextmanager
+def _reading(path: str, what: str) -> Iterator[None]:
+    """Whatever a file that is no ``lrp_results.json`` raises becomes one message."""
+    fix = "give the lrp_results.json that an evaluation wrote."
+    try:
+        yield
     except UserError as error:
-        raise UserError(f"{error}; give the lrp_results.json that an evaluation wrote.") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path} holds no thresholds ({error!r}); give the lrp_results.json that an evaluation "
-            "wrote."
-        ) from error
+        raise UserError(f"{error}; {fix}") from error
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{path} holds no {what} ({error!r}); {fix}") from error
 
 
 def by_class_index(thresholds: Mapping[str, float], names: Sequence[str]) -> Tensor:
@@ -94,7 +100,7 @@ def read_calibration(path: str, names: Sequence[str]) -> Tensor | None:
     Raises:
         UserError: if it is no such file.
     """
-    try:
+    with _reading(path, "calibration"):
         content = read_json(path)
         if "calibration" not in content:
             return None
@@ -105,13 +111,8 @@ def read_calibration(path: str, names: Sequence[str]) -> Tensor | None:
         for i, fit in enumerate(fits):
             for part, values in zip(calibration, (fit["scores"], fit["shares"])):
                 part[i, : len(values)] = torch.tensor(values)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(
-            f"{path} holds no calibration ({error!r}); give the lrp_results.json that an "
-            "evaluation wrote."
-        ) from error
-    calibration[0] *= 1 - _MARGIN
-    return calibration
+        calibration[0] *= 1 - _MARGIN
+        return calibration
 
 
 def add_thresholds(source: str, target: str, tensors: Mapping[str, Tensor]) -> None:

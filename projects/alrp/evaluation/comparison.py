@@ -10,7 +10,7 @@ from typing import Mapping, NamedTuple
 
 from .coco_matching import ImageMatches
 from .lrp import mean_optimal_lrp, optimal_lrp
-from .report import METRICS
+from .report import METRICS, aligned
 
 _ENDS = (2.5, 97.5)  # percentiles of the samples between which an interval lies
 _CHUNK = 2**24  # numbers of a (B, D) array that are held at a time
@@ -149,13 +149,7 @@ def comparison_table(table: dict[str, dict[str, Difference]]) -> str:
         ]
         for name, values in table.items()
     ]
-    widths = [max(map(len, column)) for column in zip(head, *rows)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-        for row in [head, *rows]
-    ]
-    rule = "-" * len(lines[0])
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+    return aligned(head, rows)
 
 
 def _number(value: float, sign: str = "") -> str:

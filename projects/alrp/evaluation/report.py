@@ -36,7 +36,12 @@ def lrp_table(summary: dict) -> str:
         for name, values in summary["per_class"].items()
     ]
     rows.append(["mean", *(_number(summary[key], 3) for key in METRICS), ""])
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    return aligned(head, rows)
+
+
+def aligned(head: list[str], rows: list[list[str]]) -> str:
+    """Text of a table whose last row is a mean: words to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
         for row in [head, *rows]

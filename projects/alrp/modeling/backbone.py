@@ -70,8 +70,7 @@ def build_alrp_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> PublishedFPN:
     """
     bottom_up = _build_bottom_up(cfg, input_shape)
     top_block = None
-    if {"p6", "p7"} & set(features_of_head(cfg)):
-        # Unread, it would be a parameter without gradient, which DistributedDataParallel refuses.
+    if head_reads_p6_or_p7(cfg):
         c5_channels = bottom_up.output_shape()["res5"].channels
         top_block = LastLevelP6P7NoReLU(c5_channels, cfg.MODEL.FPN.OUT_CHANNELS)
     return build_published_fpn(cfg, bottom_up, top_block)
@@ -82,7 +81,7 @@ def build_atss_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> PublishedFPN:
     """As :func:`build_alrp_resnet_fpn_backbone`, with P6 from P5 instead of C5, as in ATSS."""
     bottom_up = _build_bottom_up(cfg, input_shape)
     top_block = None
-    if {"p6", "p7"} & set(features_of_head(cfg)):
+    if head_reads_p6_or_p7(cfg):
         channels = cfg.MODEL.FPN.OUT_CHANNELS
         top_block = LastLevelP6P7NoReLU(channels, channels, in_feature="p5")
     return build_published_fpn(cfg, bottom_up, top_block)
@@ -91,13 +90,20 @@ def build_atss_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> PublishedFPN:
 @BACKBONE_REGISTRY.register()
 def build_alrp_rcnn_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> PublishedFPN:
     """As :func:`build_alrp_resnet_fpn_backbone`, with one level more by subsampling the last."""
+    return build_published_fpn(cfg, _build_bottom_up(cfg, input_shape), subsampled_last_level(cfg))
+
+
+def subsampled_last_level(cfg) -> LastLevelMaxPool:
+    """One level more than ``MODEL.FPN.IN_FEATURES`` gives, by subsampling the last of these."""
     top_block = LastLevelMaxPool()
     top_block.in_feature = cfg.MODEL.FPN.IN_FEATURES[-1].replace("res", "p")
-    return build_published_fpn(cfg, _build_bottom_up(cfg, input_shape), top_block)
+    return top_block
 
 
-def features_of_head(cfg) -> list[str]:
-    """The levels that the head reads, by the config.
+def head_reads_p6_or_p7(cfg) -> bool:
+    """Whether P6 and P7 are to be made.
+
+    Unread, they would have parameters without gradient, which DistributedDataParallel refuses.
 
     Raises:
         UserError: for a meta-architecture whose head is not known.
@@ -109,7 +115,7 @@ def features_of_head(cfg) -> list[str]:
             f'known of MODEL.META_ARCHITECTURE "{cfg.MODEL.META_ARCHITECTURE}"; set '
             "MODEL.ALRP.HEAD_NODE to the node of MODEL that holds its IN_FEATURES."
         )
-    return cfg.MODEL[node].IN_FEATURES
+    return not {"p6", "p7"}.isdisjoint(cfg.MODEL[node].IN_FEATURES)
 
 
 def _build_bottom_up(cfg, input_shape: ShapeSpec):

@@ -12,7 +12,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import Backbone
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 
 from ..errors import UserError
 from ..head_nodes import head_node
@@ -20,7 +19,8 @@ from .backbone import (
     LastLevelP6P7NoReLU,
     PublishedFPN,
     build_published_fpn,
-    features_of_head,
+    head_reads_p6_or_p7,
+    subsampled_last_level,
 )
 
 
@@ -114,13 +114,9 @@ def build_timm_fpn_backbone(cfg, input_shape: ShapeSpec) -> PublishedFPN:
 def _top_block(cfg, bottom_up: TimmBackbone) -> nn.Module | None:
     """The levels above the bottom-up network that head or RPN read; None if they read none."""
     if head_node(cfg) == "ROI_HEADS":
-        if "p6" not in cfg.MODEL.RPN.IN_FEATURES:
-            return None
-        top_block = LastLevelMaxPool()
-        top_block.in_feature = cfg.MODEL.FPN.IN_FEATURES[-1].replace("res", "p")
-        return top_block
-    if not {"p6", "p7"} & set(features_of_head(cfg)):
-        return None  # unread, its parameters would get no gradient, which DDP refuses
+        return subsampled_last_level(cfg) if "p6" in cfg.MODEL.RPN.IN_FEATURES else None
+    if not head_reads_p6_or_p7(cfg):
+        return None
     if "res5" not in bottom_up.output_shape():
         raise UserError(
             'MODEL.FPN.IN_FEATURES must hold "res5", from which P6 and P7 of the head come, but is '
