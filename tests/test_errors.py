@@ -51,6 +51,16 @@ def test_every_command_ends_so(command):
         assert re.search(r"    return exit_status\(\w+, parse_args\(argv\)\)\n", text)
 
 
+@pytest.mark.parametrize("tool", ["add_thresholds", "export_model"])
+def test_an_output_that_cannot_be_written_is_known_before_the_work(
+    load_script, tmp_path, capsys, tool
+):
+    output = tmp_path / "absent" / "out"
+    command = ["--config-file", str(tmp_path / "none.yaml"), "--output", str(output)]
+    assert load_script(f"tools/{tool}.py").main(command) == 1
+    assert f"error: --output: {output} cannot be written" in capsys.readouterr().err
+
+
 def test_ctrl_c_ends_a_command_with_status_130(tmp_path):
     os.mkfifo(tmp_path / "annotations.json")
     command = [sys.executable, str(ROOT / "tools" / "evaluate_lrp.py"), "annotations.json", "none"]

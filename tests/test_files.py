@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from alrp.errors import NoSpaceError, UserError
-from alrp.files import check_folder, make_folder, parse_json, read_json, replacing
+from alrp.files import check_folder, check_new_file, make_folder, parse_json, read_json, replacing
 
 
 @pytest.fixture
@@ -90,6 +90,21 @@ def test_a_folder_that_can_be_made_is_checked_without_making_it(tmp_path):
     for _ in range(2):
         make_folder(tmp_path / "new" / "below", "--out")
     assert (tmp_path / "new" / "below").is_dir()
+
+
+@pytest.mark.parametrize("name", ["", "absent/file", "file/below"])
+def test_a_file_that_cannot_be_written_is_known_before(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"^--out: {tmp_path / name} cannot be written; name a"):
+        check_new_file(tmp_path / name, "--out")
+
+
+@pytest.mark.parametrize("name", ["file", "new", "link"])
+def test_a_file_that_can_be_written_passes_the_check(tmp_path, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("new")
+    check_new_file(tmp_path / name, "--out")
+    assert sorted(os.listdir(tmp_path)) == ["file", "link"]
 
 
 def test_a_missing_folder_is_named(tmp_path):

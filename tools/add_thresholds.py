@@ -28,6 +28,7 @@ from alrp.engine.thresholds import (
 )
 from alrp.engine.trainer import results_folder
 from alrp.errors import UserError, exit_status
+from alrp.files import check_new_file
 
 
 def parse_args(argv=None):
@@ -48,6 +49,7 @@ def parse_args(argv=None):
 
 def run(args) -> None:
     """Evaluate and write; UserError if something given does not fit."""
+    check_new_file(args.output, "--output")
     cfg = setup_config(args)
     model, names = load_trained_model(cfg)
     found = detection_thresholds_of(model)

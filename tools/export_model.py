@@ -23,6 +23,7 @@ from alrp.data.dataset_mapper import build_mapper
 from alrp.engine import load_trained_model, setup_config
 from alrp.errors import UserError, exit_status
 from alrp.export import TracedDetector, compare_detections, load_onnx, load_torchscript
+from alrp.files import check_new_file
 
 # Heights and widths that the file is checked at, in those of the image that it is traced with.
 SCALES = ((1.0, 1.0), (0.75, 1.0), (1.0, 1.25))
@@ -87,6 +88,7 @@ def check(detector: TracedDetector, exported, image: torch.Tensor, max_detection
 
 def export(args) -> None:
     """Write the file and check it; UserError if something given does not fit."""
+    check_new_file(args.output, "--output")
     args.opts += ["MODEL.DEVICE", "cpu"]  # the files run on any
     cfg = setup_config(args)
     image = sample_image(cfg, args.sample_image)

@@ -25,7 +25,7 @@ from .evaluation.coco_matching import (
 from .evaluation.comparison import compare_lrp, comparison_table
 from .evaluation.lrp import lrp_curve
 from .evaluation.report import lrp_table, write_summary
-from .files import check_folder, make_folder, read_json, replacing
+from .files import check_folder, check_new_file, make_folder, read_json, replacing
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -87,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     """Evaluate, write the files, and print."""
+    if args.json is not None:
+        check_new_file(args.json, "--json")
     if args.figures:
         check_folder(args.figures, "--figures")
     dataset = read_json(args.ground_truth)

@@ -160,6 +160,25 @@ def check_folder(path: str | os.PathLike, option: str) -> None:
         )
 
 
+def check_new_file(path: str | os.PathLike, option: str) -> None:
+    """Check that a file can be written, before the work whose result it is to hold.
+
+    Args:
+        path: of the file.
+        option: that names it, such as "--output".
+
+    Raises:
+        UserError: if not.
+    """
+    target = os.path.realpath(path)
+    folder = os.path.dirname(target)
+    if os.path.isdir(target) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise UserError(
+            f"{option}: {path} cannot be written; name a file in a folder that exists and that you "
+            "may write to."
+        )
+
+
 def make_folder(path: str | os.PathLike, option: str) -> None:
     """Make a folder and its parents, unless they are there.
 

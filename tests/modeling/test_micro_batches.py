@@ -6,7 +6,7 @@ import copy
 import functools
 import pytest
 import torch
-from helpers.micro_batch_worker import (
+from helpers.micro_batch_models import (
     MODELS,
     STEPS,
     make_batch,
