@@ -26,7 +26,7 @@ from measuring import output_file, whole_number
 from detectron2.config import CfgNode
 
 from alrp.errors import UserError, exit_status
-from alrp.files import make_folder, read_json, replacing
+from alrp.files import check_folder, make_folder, read_json, replacing
 
 TRAIN_NET = Path(__file__).resolve().parents[1] / "train_net.py"
 METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75", "lrp/oLRP", "lrp/oLRP_Loc", "lrp/oLRP_FP")
@@ -247,6 +247,7 @@ def run_all(args: argparse.Namespace, names: list[str]) -> dict:
 
 def run(args) -> None:
     """Run all that is missing and compare; UserError if a run fails."""
+    check_folder(args.output, "--output")
     names = [Path(config_file).stem for config_file in args.config_files]
     results = run_all(args, names)
     print("\n" + table(results))

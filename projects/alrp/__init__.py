@@ -10,7 +10,7 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_MODULE_OF = {"add_alrp_config": "config", "prepare_config": "engine.guest"}
+_MODULE_OF = {"add_alrp_config": "config", "prepare_config": "engine.other_trainers"}
 
 __all__ = ["__version__", *sorted(_MODULE_OF)]
 
