@@ -99,7 +99,18 @@ class MicroBatchedDetector(MicroBatched):
         else:
             images = self.preprocess_image(batched_inputs)
             features, predictions = self._predict(images.tensor)
+        return self._losses_of(images, features, predictions, batched_inputs)
+
+    def _losses_of(
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: list[list[Tensor]],
+        batched_inputs: list[dict],
+    ) -> dict[str, Tensor]:
+        """Losses of what was predicted; an error of values names the images."""
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
+        # Not in forward, which torch.compile could not cut into graphs around this block.
         try:
             return self.forward_training(images, features, predictions, gt_instances)
         except NonFiniteError as error:

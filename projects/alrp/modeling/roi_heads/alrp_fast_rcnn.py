@@ -188,7 +188,8 @@ class ALRPROIHeads(AllProposals, MicroBatched, StandardROIHeads):
         """Logits and deltas of the regions of all images, which may pass in micro-batches."""
 
         def predict(*features_and_boxes):
-            *features, boxes = features_and_boxes
+            # Not unpacked by a star, which torch.compile takes for a tuple.
+            features, boxes = list(features_and_boxes[:-1]), features_and_boxes[-1]
             return box_predictor(box_head(self.box_pooler(features, boxes)))
 
         inputs = [*features, [x.proposal_boxes for x in proposals]]
