@@ -158,6 +158,13 @@ def test_a_category_of_a_repeated_name_that_no_annotation_has_is_named(content):
     assert "no annotation has category 0, which may be removed" in finding.fix
 
 
+def test_images_of_lvis_are_named_by_the_end_of_an_address(content):
+    for image in content["images"]:
+        image["coco_url"] = f"http://images.cocodataset.org/val2017/{image.pop('file_name')}"
+    (finding,) = check_annotations("file", content, TRAINING)
+    assert "the end of their 'coco_url'" in finding.fix
+
+
 def test_a_file_of_panoptic_segmentation_is_called_so(content):
     content["annotations"] = [
         {"image_id": 1, "file_name": "1.png", "segments_info": [{"id": 1, "category_id": 1}]}

@@ -181,12 +181,23 @@ def _check_list(where: str, content: dict, key: str, fields: list[_Field]) -> li
             what = f"expected {field.wanted} as {field.name!r} of each of the {key}, but "
             what += f"{len(bad)} are not so: "
             what += listed(bad, lambda i: f"{key}[{i}] is {_shown(records[i], field.name)}")
-            verb = "correct" if all(name in records[i] for i in bad) else "write"
-            fix = f"{verb} {name!r} of these {key} or remove them"
-            if not field.needed:
-                fix = f"correct {name!r} of these {key} or leave it out"
+            fix = _remedy(field, key, [records[i] for i in bad])
             findings.append(Finding("error", where, what, fix))
     return findings
+
+
+def _remedy(field: _Field, key: str, wrong: list[dict]) -> str:
+    """What to do about records of which a field is wrong or missing."""
+    name = field.name
+    if not field.needed:
+        return f"correct {name!r} of these {key} or leave it out"
+    if name == "file_name" and all("coco_url" in record for record in wrong):
+        return (
+            "write the end of their 'coco_url', such as val2017/000000000139.jpg, as 'file_name': "
+            "LVIS has no other names of files"
+        )
+    verb = "correct" if all(name in record for record in wrong) else "write"
+    return f"{verb} {name!r} of these {key} or remove them"
 
 
 def _shown(record: dict, field: str) -> str:
