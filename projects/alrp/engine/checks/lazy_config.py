@@ -16,10 +16,9 @@ from detectron2.data import build_detection_test_loader, build_detection_train_l
 from ...coco import Finding
 from ...modeling.micro_batches import set_micro_batch_size
 from ...modeling.test_time_augmentation import DenseDetectorWithTTA
+from .blame import blamed, error_of
 from .trial import (
     TrialFailure,
-    blamed,
-    error_of,
     first_failure,
     map_picture,
     pass_image,

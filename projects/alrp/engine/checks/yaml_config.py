@@ -18,10 +18,11 @@ from detectron2.modeling import (
 
 from ...coco import Finding
 from ...head_nodes import lineage
+from .blame import blame
 from .effects import check_effects, read_by_commands
 from .keys import default_config, value_of, with_value
 from .ranges import unusable_values, wrong_kinds
-from .trial import blame, try_config
+from .trial import try_config
 
 
 def check_config(
