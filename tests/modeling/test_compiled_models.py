@@ -18,9 +18,7 @@ pytestmark = [
     ),
 ]
 MODELS = {
-    "dense": lambda: build_model(
-        small_config("Base-ALRP-RetinaNet.yaml", "RETINANET", 3, **NARROW_RESNET)
-    ),
+    "dense": lambda: build_model(small_config("Base-ALRP-RetinaNet.yaml", 3, **NARROW_RESNET)),
     "cascade": lambda: small_rcnn("rs_cascade"),
 }
 
