@@ -127,7 +127,7 @@ class FusedMatrix(StepMatrix):
         self.table = queries.new_empty(-(-num_bytes // 8), dtype=torch.float64)
         self._sums: Tensor | None = self._new_sums(_CLEARED_COPIES)
         num_sums = 1 + _CLEARED_COPIES * 2 * self._num_cells
-        num_merging = _num_blocks(num_queries)
+        num_merging = 3 * _num_blocks(num_queries)
         num_counting = _num_blocks(num_buckets + 1)
         num_clearing = -(-num_sums // (_BLOCK * fused_kernels.CLEARED.value))
         queries = queries.contiguous()

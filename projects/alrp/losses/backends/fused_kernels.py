@@ -212,7 +212,8 @@ def merge(
 ):
     """Write the table of a :class:`FusedMatrix`, which lists its parts; clear its sums.
 
-    The first ``num_merging`` programs sort knots, and points: these are the knots and the queries.
+    The first ``num_merging`` programs sort knots, and points: these are the knots and the queries;
+    of each three programs one has the lower knots of a block, one the upper ones, one the queries.
     Of equal ones, lower knots come before upper ones and both before queries. A cell, or the space
     behind a point, is covered if more lower than upper knots have come: some query's linear part
     reaches over it. Then ``num_counting`` programs count the knots before each bucket. The others
@@ -227,45 +228,42 @@ def merge(
         point_owners = integers + num_cells
         places = point_owners + 3 * num_queries
         is_point_covered = flags + num_cells
-        i = (program * BLOCK + tl.arange(0, BLOCK)).to(tl.int32)
+        i = (program // 3 * BLOCK + tl.arange(0, BLOCK)).to(tl.int32)
         mask = i < num_queries
         query = tl.load(queries + i, mask=mask, other=0.0).to(tl.float64)
-        tl.store(points + 3 * num_queries + i, query, mask=mask)
-        low, high = query - delta, query + delta
-        upper_below_low = _num_below(queries, delta, low, num_queries, NUM_STEPS, False, BLOCK)
-        query_below_low = _num_below(queries, 0.0, low, num_queries, NUM_STEPS, False, BLOCK)
-        lower_below_high = _num_below(queries, -delta, high, num_queries, NUM_STEPS, True, BLOCK)
-        query_below_high = _num_below(queries, 0.0, high, num_queries, NUM_STEPS, False, BLOCK)
-        lower_below_query = _num_below(queries, -delta, query, num_queries, NUM_STEPS, True, BLOCK)
-        upper_below_query = _num_below(queries, delta, query, num_queries, NUM_STEPS, True, BLOCK)
-
-        place = i + upper_below_low
-        tl.store(places + i, place, mask=mask)
-        tl.store(table + 1 + place, low, mask=mask)
-        tl.store(integers + 1 + place, i, mask=mask)
-        tl.store(flags + 1 + place, 1, mask=mask)
-        place += query_below_low
-        tl.store(places + 2 * num_queries + i, place, mask=mask)
-        tl.store(points + place, low, mask=mask)
-        tl.store(point_owners + place, -1, mask=mask)
-        tl.store(is_point_covered + place, 1, mask=mask)
-
-        place = i + lower_below_high
-        is_inside = (lower_below_high > i + 1).to(tl.int8)
-        tl.store(places + num_queries + i, place, mask=mask)
-        tl.store(table + 1 + place, high, mask=mask)
-        tl.store(integers + 1 + place, -1 - i, mask=mask)
-        tl.store(flags + 1 + place, is_inside, mask=mask)
-        place += query_below_high
-        tl.store(places + 3 * num_queries + i, place, mask=mask)
-        tl.store(points + place, high, mask=mask)
-        tl.store(point_owners + place, -1, mask=mask)
-        tl.store(is_point_covered + place, is_inside, mask=mask)
-
-        place = i + lower_below_query + upper_below_query
-        tl.store(points + place, query, mask=mask)
-        tl.store(point_owners + place, i, mask=mask)
-        tl.store(is_point_covered + place, 1, mask=mask)
+        if program % 3 == 0:
+            low = query - delta
+            place = i + _num_below(queries, delta, low, num_queries, NUM_STEPS, False, BLOCK)
+            tl.store(places + i, place, mask=mask)
+            tl.store(table + 1 + place, low, mask=mask)
+            tl.store(integers + 1 + place, i, mask=mask)
+            tl.store(flags + 1 + place, 1, mask=mask)
+            place += _num_below(queries, 0.0, low, num_queries, NUM_STEPS, False, BLOCK)
+            tl.store(places + 2 * num_queries + i, place, mask=mask)
+            tl.store(points + place, low, mask=mask)
+            tl.store(point_owners + place, -1, mask=mask)
+            tl.store(is_point_covered + place, 1, mask=mask)
+        elif program % 3 == 1:
+            high = query + delta
+            num_lower = _num_below(queries, -delta, high, num_queries, NUM_STEPS, True, BLOCK)
+            place = i + num_lower
+            is_inside = (num_lower > i + 1).to(tl.int8)
+            tl.store(places + num_queries + i, place, mask=mask)
+            tl.store(table + 1 + place, high, mask=mask)
+            tl.store(integers + 1 + place, -1 - i, mask=mask)
+            tl.store(flags + 1 + place, is_inside, mask=mask)
+            place += _num_below(queries, 0.0, high, num_queries, NUM_STEPS, False, BLOCK)
+            tl.store(places + 3 * num_queries + i, place, mask=mask)
+            tl.store(points + place, high, mask=mask)
+            tl.store(point_owners + place, -1, mask=mask)
+            tl.store(is_point_covered + place, is_inside, mask=mask)
+        else:
+            tl.store(points + 3 * num_queries + i, query, mask=mask)
+            place = i + _num_below(queries, -delta, query, num_queries, NUM_STEPS, True, BLOCK)
+            place += _num_below(queries, delta, query, num_queries, NUM_STEPS, True, BLOCK)
+            tl.store(points + place, query, mask=mask)
+            tl.store(point_owners + place, i, mask=mask)
+            tl.store(is_point_covered + place, 1, mask=mask)
     elif program < num_merging + num_counting:
         bucket = (program - num_merging) * BLOCK + tl.arange(0, BLOCK)
         lowest = tl.load(queries).to(tl.float64) - delta
