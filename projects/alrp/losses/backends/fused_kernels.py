@@ -19,8 +19,10 @@ CLEARED = tl.constexpr(8)  # blocks that one program clears
 # most distances between numbers in float32, so that little is left for the fine one.
 COARSE = tl.constexpr(1 << 24)  # units in 1 / scale
 FINE = tl.constexpr(1 << 38)  # fine units in a coarse one
-ONE_KEY = tl.constexpr(1 << 44)  # above any sum of 2^19 - 1 distances of 2 * COARSE units
-LOW = tl.constexpr(1 << 21)  # a sum of fine units is split into a multiple of it and the rest
+KEY_BITS = tl.constexpr(44)  # a key counts above any sum of 2^19 - 1 distances of 2 * COARSE units
+ONE_KEY = tl.constexpr(1 << KEY_BITS.value)
+LOW_BITS = tl.constexpr(21)  # a sum of fine units is split into its low bits and the rest
+LOW = tl.constexpr(1 << LOW_BITS.value)
 
 
 def kernel(function):
@@ -54,9 +56,9 @@ def float_of(bits):
 
 
 @triton.jit
-def _zero(BLOCK: tl.constexpr):
+def _zero():
     """A float64 to begin a sum with; a literal would be a float32."""
-    return tl.sum(tl.zeros([BLOCK], tl.float64), 0)
+    return tl.full([], 0.0, tl.float64)
 
 
 @kernel
@@ -92,13 +94,14 @@ def survey(
     is_bad_value = is_value & ((tl.abs(value) < float("inf")) == 0)
     is_outside = is_value & ((value < -0.01) | (value > most + 0.01))
 
-    # Most programs have nothing to tell.
-    num_bad = tl.sum(is_bad.to(tl.int32), 0)
-    num_bad_values = tl.sum(is_bad_value.to(tl.int32), 0)
-    num_outside = tl.sum(is_outside.to(tl.int32), 0)
-    tl.atomic_add(facts + 1, num_bad.to(tl.int64), mask=num_bad > 0, sem="relaxed")
-    tl.atomic_add(facts + 2, num_bad_values.to(tl.int64), mask=num_bad_values > 0, sem="relaxed")
-    tl.atomic_add(facts + 3, num_outside.to(tl.int64), mask=num_outside > 0, sem="relaxed")
+    # Most programs have nothing to tell. Three numbers below 2^10 are added up as one.
+    tl.static_assert(BLOCK < 1024)
+    found = is_bad.to(tl.int32) + (is_bad_value.to(tl.int32) << 10)
+    found = tl.sum(found + (is_outside.to(tl.int32) << 20), 0)
+    if found > 0:
+        tl.atomic_add(facts + 1, (found & 1023).to(tl.int64), sem="relaxed")
+        tl.atomic_add(facts + 2, ((found >> 10) & 1023).to(tl.int64), sem="relaxed")
+        tl.atomic_add(facts + 3, (found >> 20).to(tl.int64), sem="relaxed")
     num_positives = tl.sum(is_positive.to(tl.int32), 0)
     if num_positives > 0:
         largest = tl.max(tl.where(is_positive & is_finite, tl.abs(x), 0.0).to(tl.float64), 0)
@@ -369,15 +372,16 @@ def _collect(copies, cell_sums, num_cells, num_copies, scale, BLOCK: tl.constexp
         done = 0
         while done < num_copies:
             packed = tl.load(part, mask=mask, other=0)
-            number += packed // ONE_KEY
-            coarse += packed % ONE_KEY
-            packed = tl.load(part + num_cells, mask=mask, other=0)
-            fine += packed // LOW
-            low += packed % LOW
+            rest = tl.load(part + num_cells, mask=mask, other=0)
+            number += packed >> KEY_BITS
+            coarse += packed & (ONE_KEY - 1)
+            fine += rest >> LOW_BITS
+            low += rest & (LOW - 1)
             part += 2 * num_cells
             done += 1
-        distance = (fine.to(tl.float64) + low.to(tl.float64) / LOW) / (FINE // LOW)
-        distance = (distance + coarse.to(tl.float64)) / COARSE
+        # Products with powers of two: Triton leaves divisions as they are.
+        distance = (fine.to(tl.float64) + low.to(tl.float64) * (1.0 / LOW)) * (1.0 * LOW / FINE)
+        distance = (distance + coarse.to(tl.float64)) * (1.0 / COARSE)
         tl.store(cell_sums + cell, number.to(tl.float64), mask=mask)
         tl.store(cell_sums + num_cells + cell, distance * (1.0 / scale), mask=mask)
         start += BLOCK
@@ -408,8 +412,8 @@ def _write_row_sums(
     ``is_weighted``. ``moments`` are of the weight between a point and the next, and left out if
     ``OWNED``.
     """
-    above = _zero(BLOCK)
-    area = _zero(BLOCK)
+    above = _zero()
+    area = _zero()
     start = 0
     while start < num_points:
         i = num_points - 1 - start - tl.arange(0, BLOCK)
@@ -510,8 +514,8 @@ def _write_profile(table, pushes, num_queries, delta, BLOCK: tl.constexpr):
     num_cells = 2 * num_queries + 1
     integers, flags = _integers(table, num_queries), _flags(table, num_queries)
     errors = pushes + 2 * num_cells
-    rise = _zero(BLOCK)
-    value = _zero(BLOCK)
+    rise = _zero()
+    value = _zero()
     start = 1
     while start < num_cells:
         cell = start + tl.arange(0, BLOCK)
@@ -612,8 +616,8 @@ def ap_values(
         areas += 2 * num_queries
         _write_sums_among_queries(table, among, False, areas, among, num_queries, delta, BLOCK)
     if _is_last(sums, num_queries, 2):
-        total = _zero(BLOCK)
-        best = _zero(BLOCK)
+        total = _zero()
+        best = _zero()
         start = 0
         while start < num_queries:
             i = start + tl.arange(0, BLOCK)
@@ -670,9 +674,9 @@ def alrp_values(
             table, loc_errors, number == 1, areas, row_sums, num_queries, delta, BLOCK
         )
     if _is_last(sums, num_queries, 3):
-        cls = _zero(BLOCK)
-        loc = _zero(BLOCK)
-        weight_so_far = _zero(BLOCK)
+        cls = _zero()
+        loc = _zero()
+        weight_so_far = _zero()
         start = 0
         while start < num_queries:
             i = start + tl.arange(0, BLOCK)
@@ -722,8 +726,8 @@ def rs_values(
         _write_false_positives(
             table, sums, false_positives, num_queries, num_copies, delta, scale, BLOCK
         )
-    ranking = _zero(BLOCK)
-    sorting = _zero(BLOCK)
+    ranking = _zero()
+    sorting = _zero()
     start = 0
     while start < num_queries:
         i = start + tl.arange(0, BLOCK)
