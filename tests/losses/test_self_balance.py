@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.gloo_worker import (
+from helpers.self_balance_worker import (
     PERIOD,
     STEPS,
     output_of,
