@@ -142,7 +142,7 @@ def test_an_unknown_component_lists_the_choices(fail, key, wrong, listed):
 def test_micro_batches_with_batch_norm_that_trains(fail, tmp_path):
     message = fail(SOLVER__MICRO_BATCH_SIZE=2)
     assert "SOLVER.MICRO_BATCH_SIZE: 2 was asked for, but backbone.bottom_up.stem" in message
-    assert "batch norm in training mode" in message and "NORM_EVAL True" in message
+    assert "batch norm in training mode" in message and "NORM_EVAL to True" in message
     assert not (tmp_path / "output").exists()
 
 
