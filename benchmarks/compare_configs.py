@@ -21,12 +21,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterator
 import yaml
-from measuring import output_file, whole_number
+from measuring import whole_number
 
 from detectron2.config import CfgNode
 
 from alrp.errors import UserError, exit_status
-from alrp.files import check_folder, make_folder, read_json, replacing
+from alrp.files import check_folder, check_new_file, make_folder, read_json, replacing
 
 TRAIN_NET = Path(__file__).resolve().parents[1] / "train_net.py"
 METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75", "lrp/oLRP", "lrp/oLRP_Loc", "lrp/oLRP_FP")
@@ -35,14 +35,14 @@ HEADINGS = [name.split("/")[-1].replace("oLRP_", "") for name in METRICS]
 
 
 def figure_file(text: str) -> str:
-    """Type of an option: a picture that can be written, known before hours of training."""
+    """Type of an option: a name whose ending says which kind of picture it is."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     if Path(text).suffix[1:].lower() not in FigureCanvasBase.filetypes:
         raise argparse.ArgumentTypeError(
             f"expected a name that ends like .png, .pdf or .svg, but got {text!r}"
         )
-    return output_file(text)
+    return text
 
 
 def parse_args(argv=None):
@@ -83,13 +83,20 @@ def config_content(config_file: str) -> dict:
 
 @contextmanager
 def held(folder: Path) -> Iterator[int]:
-    """Hold the folder of a run; UserError if another process does.
+    """Hold the folder of a run; UserError if another process does, or it cannot be written to.
 
     Yields:
         File descriptor of the lock. The system releases it when the last process that has it ends,
         however it does.
     """
-    with open(folder / "lock", "w") as file:
+    try:
+        file = open(folder / "lock", "w")
+    except OSError as error:
+        raise UserError(
+            f"compare_configs: {folder} cannot be written to ({error.strerror}); name another "
+            "folder with --output."
+        ) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -248,6 +255,9 @@ def run_all(args: argparse.Namespace, names: list[str]) -> dict:
 def run(args) -> None:
     """Run all that is missing and compare; UserError if a run fails."""
     check_folder(args.output, "--output")
+    if args.figure:  # known before hours of training
+        make_folder(Path(args.figure).parent, "--figure")
+        check_new_file(args.figure, "--figure")
     names = [Path(config_file).stem for config_file in args.config_files]
     results = run_all(args, names)
     print("\n" + table(results))

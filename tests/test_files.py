@@ -92,9 +92,10 @@ def test_a_folder_that_can_be_made_is_checked_without_making_it(tmp_path):
     assert (tmp_path / "new" / "below").is_dir()
 
 
-@pytest.mark.parametrize("name", ["", "absent/file", "file/below"])
+@pytest.mark.parametrize("name", ["", "absent/file", "file/below", "pipe"])
 def test_a_file_that_cannot_be_written_is_known_before(tmp_path, name):
     (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match=f"^--out: {tmp_path / name} cannot be written; name a"):
         check_new_file(tmp_path / name, "--out")
 

@@ -163,7 +163,7 @@ def _draw(by_name: dict[str, ImageMatches], folder: str, tau: float) -> None:
     make_folder(folder, "--figures")
     for file, (of_figure, title) in figures.items():
         with replacing(os.path.join(folder, f"{file}.png")) as png:
-            lrp_figure(of_figure, title, tau=tau).savefig(png)
+            lrp_figure(of_figure, title, tau=tau).savefig(png, format="png")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def replacing(path: str | os.PathLike) -> Iterator[io.BufferedWriter]:
         UserError: if the file cannot be written otherwise, or something else has that name.
     """
     target = os.path.realpath(path)
-    if os.path.exists(target) and not os.path.isfile(target):
+    if _is_special(target):
         raise UserError(
             f"{path} cannot be written: it is no plain file, but a folder, a pipe or a device; "
             "name another file."
@@ -83,6 +83,11 @@ def replacing(path: str | os.PathLike) -> Iterator[io.BufferedWriter]:
         if raw is not None:
             with suppress(FileNotFoundError):  # renamed
                 os.remove(raw.name)
+
+
+def _is_special(path: str) -> bool:
+    """Whether there is a folder, a pipe or a device of this name."""
+    return os.path.exists(path) and not os.path.isfile(path)
 
 
 class _TemporaryFile(io.FileIO):
@@ -172,7 +177,7 @@ def check_new_file(path: str | os.PathLike, option: str) -> None:
     """
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
-    if os.path.isdir(target) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+    if _is_special(target) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         raise UserError(
             f"{option}: {path} cannot be written; name a file in a folder that exists and that you "
             "may write to."

@@ -41,7 +41,8 @@ def test_a_comparison_runs_once_and_is_read_again(tool, tmp_path, capsys):
     make_shapes_dataset(tmp_path / "data", 4, 2, 64)
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("MODEL: {RETINANET: {NUM_CONVS: 1}}\nTEST: {EVAL_PERIOD: 1}\n")
-    output, figure = tmp_path / "runs", tmp_path / "figure.png"
+    output = tmp_path / "runs"
+    figure = output / "figure.png"  # in a folder that is made
 
     def run(*more):
         command = arguments(tmp_path / "data", output, "SOLVER.MAX_ITER", "2", *more)
@@ -147,13 +148,27 @@ def test_a_folder_that_is_trained_in_is_refused(tool, tmp_path, monkeypatch):
     pytest.fail("the lock outlives its process")
 
 
-@pytest.mark.parametrize("name", ["absent/figure.png", "figure.text", "figure"])
-def test_a_figure_that_cannot_be_written_is_refused_at_once(tool, tmp_path, capsys, name):
-    command = [CONFIG, "--output", str(tmp_path / "runs"), "--figure", str(tmp_path / name)]
+@pytest.mark.parametrize("name", ["figure.text", "figure"])
+def test_a_figure_of_an_unknown_kind_is_refused(tool, tmp_path, capsys, name):
     with pytest.raises(SystemExit):
-        tool.main(command)
+        tool.main([CONFIG, "--output", str(tmp_path), "--figure", str(tmp_path / name)])
     assert "--figure: expected a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["file/figure.png", "folder.png"])
+def test_a_figure_that_cannot_be_written_is_refused_at_once(tool, tmp_path, capsys, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    command = [CONFIG, "--output", str(tmp_path / "runs"), "--figure", str(tmp_path / name)]
+    assert tool.main(command) == 1
+    assert capsys.readouterr().err.startswith("error: --figure: ")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_cannot_be_held_is_refused(tool, tmp_path):
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be written to"):
+        tool.train(CONFIG, 1, tmp_path, [])
 
 
 def test_a_record_that_is_cut_off_is_refused(tool, tmp_path):

@@ -171,3 +171,9 @@ def test_a_file_of_panoptic_segmentation_is_called_so(content):
     ]
     (finding,) = check_annotations("file", content, TRAINING)
     assert "panoptic segmentation" in finding.what and "instances_*.json" in finding.fix
+
+
+def test_annotations_with_boxes_may_have_segments_as_well(content):
+    for annotation in content["annotations"]:
+        annotation["segments_info"] = []
+    assert check_annotations("file", content, TRAINING) == []

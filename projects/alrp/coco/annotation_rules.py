@@ -158,7 +158,7 @@ def _check_list(where: str, content: dict, key: str, fields: list[_Field]) -> li
         what = f"expected a non-empty list {key!r}, but it {found}"
         fix = f"export the dataset in COCO's detection format, with its {key}"
         return [Finding("error", where, what, fix)]
-    if key == "annotations" and any("segments_info" in r for r in records if isinstance(r, dict)):
+    if key == "annotations" and any(map(_is_panoptic, records)):
         what = "expected boxes of objects, but these are annotations of panoptic segmentation, "
         what += "which have 'segments_info'"
         fix = "name the dataset's file of objects, such as COCO's instances_*.json"
@@ -184,6 +184,11 @@ def _check_list(where: str, content: dict, key: str, fields: list[_Field]) -> li
             fix = _remedy(field, key, [records[i] for i in bad])
             findings.append(Finding("error", where, what, fix))
     return findings
+
+
+def _is_panoptic(record: object) -> bool:
+    """Whether an annotation is one of panoptic segmentation, which has no box of its own."""
+    return isinstance(record, dict) and "segments_info" in record and "bbox" not in record
 
 
 def _remedy(field: _Field, key: str, wrong: list[dict]) -> str:

@@ -18,6 +18,7 @@ _LOGGER = logging.getLogger(__name__)
 BEST_FILE = "model_best"
 _AP_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 VALIDATION_LOSS = "validation/total_loss"
+_OF_OBJECTS = {"bbox", "segm", "keypoints", "lrp", "validation"}
 _ERROR = re.compile("(^|/)(lrp/oLRP|validation/[^/]*loss)")
 
 
@@ -37,12 +38,12 @@ def known_metrics(cfg: CfgNode, *, by_set: bool) -> list[str]:
 
 
 def needs_objects(metric: str) -> bool:
-    """Whether a metric is one of this project, none of which is defined on images without objects.
+    """Whether a metric is a loss, an LRP error or an AP, which images without objects have not.
 
     An evaluator of one's own may measure others on any images, such as their speed.
     """
-    task = metric.rpartition("/")[0].rpartition("/")[2]
-    return task in ("bbox", "segm", "lrp", "validation")
+    # After the task, a name of a class may follow that has a slash, too.
+    return not _OF_OBJECTS.isdisjoint(metric.split("/")[:-1])
 
 
 def lower_is_better(metric: str) -> bool:

@@ -183,7 +183,9 @@ def test_a_function_may_set_its_class_names_when_it_is_called(cfg):
 
 
 @pytest.mark.parametrize(
-    "metric", ["bbox/AP", "my_val/lrp/oLRP", "bbox/AP-disc", "validation/total_loss", ""]
+    "metric",
+    ["bbox/AP", "my_val/lrp/oLRP", "bbox/AP-disc", "bbox/AP-disc/ring", "keypoints/AP"]
+    + ["validation/total_loss", ""],
 )
 def test_a_best_metric_needs_objects_in_the_test_set(cfg, val, metric):
     cfg.TEST.BEST_METRIC = metric
