@@ -158,7 +158,7 @@ def check_folder(path: str | os.PathLike, option: str) -> None:
     present = os.path.abspath(path)
     while not os.path.exists(present):
         present = os.path.dirname(present)
-    if not os.path.isdir(present) or not os.access(present, os.W_OK):
+    if not os.path.isdir(present) or not os.access(present, os.W_OK | os.X_OK):
         raise UserError(
             f"{option}: {os.fspath(path)!r} cannot be written: {present} is no folder that you may "
             "write to; name another one."
@@ -177,7 +177,7 @@ def check_new_file(path: str | os.PathLike, option: str) -> None:
     """
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
-    if _is_special(target) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+    if _is_special(target) or not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(
             f"{option}: {path} cannot be written; name a file in a folder that exists and that you "
             "may write to."
