@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import train_net  # noqa: E402
 
 _DEADLINE = 120.0  # seconds for a run to begin a checkpoint
+_MOST_CHECKPOINTS = 10  # of a run before it is killed: a fast machine must not end the training
 
 
 def start(args, log, dies_in_checkpoint=0):
@@ -51,10 +52,13 @@ def kill_in_checkpoint(number):
 
 def wait_for_moment(folder, number, rng):
     """Until a random time, or every other time until a checkpoint has been begun."""
-    if number % 3 == 1:
-        time.sleep(rng.uniform(0, 3))
-        return
     before = set(os.listdir(folder))
+    if number % 3 == 1:
+        seen, end = set(), time.monotonic() + rng.uniform(0, 3)
+        while time.monotonic() < end and len(seen) < _MOST_CHECKPOINTS:
+            seen.update(n for n in set(os.listdir(folder)) - before if n.endswith(".pth"))
+            time.sleep(0.0005)
+        return
     deadline = time.monotonic() + _DEADLINE
     while not any(n.endswith((".tmp", ".pth")) for n in set(os.listdir(folder)) - before):
         assert time.monotonic() < deadline, f"run {number} began no checkpoint in {_DEADLINE:g} s"
