@@ -158,7 +158,7 @@ def check_folder(path: str | os.PathLike, option: str) -> None:
     present = os.path.abspath(path)
     while not os.path.exists(present):
         present = os.path.dirname(present)
-    if not os.path.isdir(present) or not os.access(present, os.W_OK | os.X_OK):
+    if not _is_writable_folder(present):
         raise UserError(
             f"{option}: {os.fspath(path)!r} cannot be written: {present} is no folder that you may "
             "write to; name another one."
@@ -176,12 +176,16 @@ def check_new_file(path: str | os.PathLike, option: str) -> None:
         UserError: if not.
     """
     target = os.path.realpath(path)
-    folder = os.path.dirname(target)
-    if _is_special(target) or not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+    if _is_special(target) or not _is_writable_folder(os.path.dirname(target)):
         raise UserError(
             f"{option}: {path} cannot be written; name a file in a folder that exists and that you "
             "may write to."
         )
+
+
+def _is_writable_folder(path: str) -> bool:
+    """Whether files can be made in a folder, which takes the right to enter it, too."""
+    return os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
 
 
 def make_folder(path: str | os.PathLike, option: str) -> None:

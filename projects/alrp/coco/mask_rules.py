@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .findings import Finding, annotation_name, listed, shown
-from .values import is_fragment, is_segmentation
+from .values import is_segmentation, without_fragments
 
 
 def check_segmentations(where: str, annotations: list, purpose) -> list[Finding]:
@@ -23,7 +23,7 @@ def check_segmentations(where: str, annotations: list, purpose) -> list[Finding]
             missing.append(i)
         elif not is_segmentation(mask):
             broken.append(i)
-        elif isinstance(mask, list) and any(map(is_fragment, mask)):
+        elif without_fragments(mask) is not mask:
             partial.append(i)
         elif isinstance(mask, dict) and not annotation.get("iscrowd", 0):
             encoded.append(i)
